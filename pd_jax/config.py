@@ -1,0 +1,178 @@
+"""The configuration: every key with its default, and what values make sense together.
+
+A config file is a small delta on `default()`. Keys of `data` and `model` beyond the ones
+here are options of the chosen data set and fields of the chosen network.
+"""
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from pd_jax import data, diffusion, ladder, methods, models, names, optim, schedules
+from pd_jax.samplers import METHODS
+
+# How a run is carried out; a run may go on with other values than it began with.
+FREE = ("run",)
+
+
+def _training() -> dict:
+    """Keys that the teacher's training and the ladder share."""
+    return dict(
+        batch=128,  # examples per update, over all devices
+        weighting="truncated_snr",  # of diffusion.weighted_mse
+        decay="constant",  # of the learning rate over a stage: constant, linear, cosine
+        warmup_updates=0,
+        clip_norm=1.0,  # of the gradient averaged over devices; 0: no clipping
+        weight_decay=0.0,  # decoupled, times the learning rate
+        ema=0.0,  # decay of the weights' running average; 0: none kept
+        microbatches=1,  # parts of each device's batch, one after the other
+    )
+
+
+def default() -> ConfigDict:
+    """All keys with their defaults; a config file names its data and sizes."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            data=dict(name="digits"),
+            schedule=dict(name="cosine", logsnr_min=-20.0, logsnr_max=20.0),
+            model=dict(name="mlp", output="v"),
+            teacher=dict(
+                exact=False,  # the data set's exact denoiser teaches: nothing to train
+                method="standard",
+                discrete=False,  # train on the times i/ladder.start only
+                updates=0,
+                learning_rate=1e-3,
+                **_training(),
+            ),
+            ladder=dict(
+                method="progressive",
+                start=0,  # the teacher's sampling steps
+                end=1,
+                factor=2,  # teacher steps per student step
+                updates=(0,),  # for every student, or one number a student
+                learning_rate=(5e-4,),  # likewise
+                **_training(),
+            ),
+            eval=dict(
+                sampler="ddim",
+                clip=True,  # predictions of x to [-1, 1]
+                teacher_steps=(256, 32, 16, 8, 4, 2, 1),
+                num_samples=4000,
+                paired_samples=500,  # of these, compared one by one with the reference
+                reference_steps=1024,  # of the teacher's own best samples
+                seed=0,  # of the one noise set for all rows
+            ),
+            run=dict(
+                checkpoint_updates=500,
+                log_updates=50,  # a line of metrics.jsonl each
+                log_seconds=5.0,  # a line of output each, where there is no terminal
+                eval_batch=1000,
+                substeps=1,  # updates per call of the step; more helps accelerators
+            ),
+        )
+    )
+
+
+def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted key, value) of every leaf, tuples as lists, as JSON would return them."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            value = list(value) if isinstance(value, tuple) else value
+            yield f"{prefix}{key}", value
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """Keys whose values differ and matter to results, as 'key: old -> new'."""
+    old, new = dict(flatten(old)), dict(flatten(new))
+    return [
+        f"{key}: {old.get(key, '(none)')} -> {new.get(key, '(none)')}"
+        for key in sorted(old.keys() | new.keys())
+        if key.partition(".")[0] not in FREE and old.get(key) != new.get(key)
+    ]
+
+
+def student_stages(config: ConfigDict) -> list[ladder.Stage]:
+    """The ladder's stages, in order; ValueError names the key at fault."""
+    lad = config.ladder
+    counts = ladder.step_counts(lad.start, lad.end, lad.factor)
+    per_stage = {}
+    for key in ("updates", "learning_rate"):
+        values = tuple(lad[key])
+        if len(values) not in (1, len(counts)):
+            raise ValueError(
+                f"ladder.{key} has {len(values)} values: give one for all students, or "
+                f"{len(counts)}, one for each of {counts} steps"
+            )
+        per_stage[key] = values * len(counts) if len(values) == 1 else values
+    return [
+        ladder.Stage(f"student_{n}", i, n, updates, rate)
+        for i, (n, updates, rate) in enumerate(zip(counts, *per_stage.values()))
+    ]
+
+
+def teacher_stage(config: ConfigDict) -> ladder.Stage | None:
+    """The teacher's stage, or None where an exact denoiser teaches."""
+    tea = config.teacher
+    if tea.exact:
+        return None
+    num_steps = config.ladder.start if tea.discrete else 0
+    return ladder.Stage("teacher", 0, num_steps, tea.updates, tea.learning_rate)
+
+
+def _at_least(config: ConfigDict, bounds: dict[str, float]) -> None:
+    flat = dict(flatten(config))
+    for key, bound in bounds.items():
+        value = flat[key]
+        for number in value if isinstance(value, list) else [value]:
+            if not number >= bound:
+                raise ValueError(f"{key}={value}: must be at least {bound}")
+
+
+def check(config: ConfigDict, num_devices: int) -> None:
+    """Raises ValueError for the first value that cannot work, naming its key."""
+    names.check(config.data.name, data.known(), "data.name")
+    names.check(config.model.name, models.known(), "model.name")
+    names.check(config.model.output, diffusion.OUTPUTS, "model.output")
+    names.check(config.schedule.name, schedules.SCHEDULES, "schedule.name")
+    sampler = config.eval.sampler.partition(":")[0]
+    names.check(sampler, METHODS, "eval.sampler")
+    sections = ["ladder"] if config.teacher.exact else ["teacher", "ladder"]
+    for name in sections:
+        section = config[name]
+        names.check(section.method, methods.known(), f"{name}.method")
+        names.check(section.weighting, diffusion.WEIGHTINGS, f"{name}.weighting")
+        names.check(section.decay, optim.DECAYS, f"{name}.decay")
+        positive = ("batch", "updates", "microbatches")
+        _at_least(config, {f"{name}.{key}": 1 for key in positive})
+        other = ("learning_rate", "warmup_updates", "clip_norm", "weight_decay", "ema")
+        _at_least(config, {f"{name}.{key}": 0 for key in other})
+        if section.ema >= 1.0:
+            raise ValueError(f"{name}.ema={section.ema}: must be below 1")
+        parts = num_devices * section.microbatches
+        if section.batch % parts:
+            below = section.batch // parts * parts
+            raise ValueError(
+                f"{name}.batch={section.batch} is not divisible by {num_devices} devices "
+                f"x {name}.microbatches={section.microbatches}: try "
+                + " or ".join(str(n) for n in (below, below + parts) if n)
+            )
+    positive = ("eval.reference_steps", "eval.teacher_steps", "eval.paired_samples")
+    positive += tuple(f"run.{key}" for key in config.run if key != "log_seconds")
+    _at_least(config, {key: 1 for key in positive})
+    _at_least(config, {"eval.num_samples": 2, "run.log_seconds": 0})
+    if config.eval.paired_samples > config.eval.num_samples:
+        raise ValueError(
+            f"eval.paired_samples={config.eval.paired_samples}: at most "
+            f"eval.num_samples={config.eval.num_samples}"
+        )
+    stages = student_stages(config)
+    stages += [] if config.teacher.exact else [teacher_stage(config)]
+    for stage in stages:
+        if stage.updates % config.run.substeps:
+            raise ValueError(
+                f"run.substeps={config.run.substeps} does not divide the "
+                f"{stage.updates} updates of {stage.name}"
+            )

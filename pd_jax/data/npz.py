@@ -1,0 +1,59 @@
+"""The user's own images, as one NumPy archive that fits in memory."""
+
+import pathlib
+import zipfile
+
+import numpy as np
+
+from pd_jax.data import Dataset
+
+
+def load(path: str = "", image_key: str = "images", label_key: str = "") -> Dataset:
+    """Images [N, H, W, C] from a .npz file; uint8 in 0..255 or float in [-1, 1].
+
+    Args:
+      path: the file.
+      image_key, label_key: names of the arrays in it; no labels where empty.
+
+    Raises:
+      ValueError: for a file, array, shape, type or range that is not as above.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise ValueError(f'data.path="{path}": no such file; give a .npz archive')
+    try:
+        # allow_pickle stays off: reading runs no code from the file.
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {k: archive[k] for k in (image_key, label_key) if k}
+    except KeyError as error:
+        with np.load(file, allow_pickle=False) as archive:
+            inside = ", ".join(archive.files)
+        raise ValueError(f"{path}: {error.args[0]}; the file has: {inside}") from error
+    except (ValueError, OSError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a readable .npz archive ({error})") from error
+    images = arrays[image_key]
+    if images.ndim != 4 or not len(images):
+        raise ValueError(
+            f'{path}: "{image_key}" has shape {images.shape}; images are [N, H, W, C]'
+        )
+    if images.dtype == np.uint8:
+        images = images.astype(np.float32) / 127.5 - 1.0
+    elif not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            f'{path}: "{image_key}" is {images.dtype}; give uint8 or floating point'
+        )
+    elif not np.all(np.abs(images) <= 1.0):
+        raise ValueError(
+            f'{path}: "{image_key}" leaves [-1, 1] (or is not finite); scale it'
+        )
+    if not label_key:
+        return Dataset(images.astype(np.float32))
+    labels = arrays[label_key]
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f'{path}: "{label_key}" is {labels.dtype} {labels.shape}; labels are '
+            f"integers, one for each of {len(images)} images"
+        )
+    if labels.min() < 0:
+        raise ValueError(f'{path}: "{label_key}" has negative labels; count from 0')
+    return Dataset(images.astype(np.float32), labels.astype(np.int32))

@@ -1,0 +1,211 @@
+"""Measuring: every model samples from one noise set, and the samples are compared."""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pd_jax.metrics import Moments, frechet_distance, rmse
+from pd_jax.samplers import sample
+from pd_jax.setup import Setup
+from pd_jax.writers import write_whole
+
+EXACT_STEPS = 4096  # of Heun's method: the exact flow to 1e-5 on the ring
+
+
+class Row(NamedTuple):
+    """One line of the report: a model and its number of steps."""
+
+    model: str
+    num_steps: int
+
+    @property
+    def name(self) -> str:
+        """The row's name in file names."""
+        return f"{self.model}_{self.num_steps}"
+
+
+def rows(setup: Setup) -> list[Row]:
+    """The report's rows: the teacher at several step counts, each student at its own."""
+    teacher = [Row("teacher", n) for n in setup.config.eval.teacher_steps]
+    stages = setup.trainings[-1].stages
+    return teacher + [Row("student", stage.num_steps) for stage in stages]
+
+
+class Evaluation:
+    """The evaluation of one run; rows that are on disk are not made again.
+
+    Attributes:
+      traces: how often a sampler was traced.
+    """
+
+    def __init__(self, setup: Setup, workdir: pathlib.Path):
+        self._setup = setup
+        self._directory = workdir / "evaluation"
+        self._config = setup.config.eval
+        self.traces = 0
+        self._noise, self._labels = self._inputs()
+        sharded = setup.trainings[-1].step.sharding
+        devices = sharded.mesh.size
+        self._batch = min(setup.config.run.eval_batch, len(self._noise))
+        self._batch = -(-self._batch // devices) * devices
+        self._split = sharded.update(spec=jax.sharding.PartitionSpec("batch"))
+        self._sampler = jax.jit(self._sample, static_argnames=("exact", "method"))
+        self._moments = None
+
+    def _inputs(self):
+        """Noise [N, ...] and labels [N] or None: each a function of seed and place."""
+        num, shape = self._config.num_samples, self._setup.dataset.shape
+        root = jax.random.key(self._config.seed)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(num))
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        labels = None
+        if getattr(self._setup.model.network, "num_classes", 0):
+            rng = np.random.default_rng(self._config.seed)
+            known = self._setup.dataset.labels
+            labels = known[rng.integers(len(known), size=num)]
+        return np.asarray(noise), labels
+
+    def _sample(self, params, z, label, num_steps, place, *, exact, method):
+        self.traces += 1
+        if exact:
+            denoise = self._setup.dataset.denoise
+        else:
+            denoise = self._setup.model.denoiser(params, label)
+        root = jax.random.fold_in(jax.random.key(self._config.seed), 1)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, place)
+        clip = self._config.clip
+        return sample(denoise, z, num_steps, self._setup.schedule, method, clip, keys)
+
+    def samples(
+        self,
+        params: dict | None,
+        num_steps: int,
+        num: int,
+        method: str | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Samples from the first `num` noises, batch by batch.
+
+        Args:
+          params: a network's weights; None for the exact denoiser.
+          num_steps: sampling steps.
+          num: how many.
+          method: the sampler; the config's where None.
+        """
+        for first in range(0, num, self._batch):
+            place = np.arange(first, first + self._batch)
+            rows = np.minimum(place, num - 1)  # the last batch is filled up
+            label = None if self._labels is None else self._labels[rows]
+            z, label, place = jax.device_put(
+                (self._noise[rows], label, place.astype(np.uint32)), self._split
+            )
+            x = self._sampler(
+                params,
+                z,
+                label,
+                jnp.int32(num_steps),
+                place,
+                exact=params is None,
+                method=method or self._config.sampler,
+            )
+            yield np.asarray(x)[: num - first]
+
+    def _path(self, name: str) -> pathlib.Path:
+        return self._directory / name
+
+    def done(self, row: Row) -> bool:
+        """Whether a row's samples and figures are on disk."""
+        return self._path(f"{row.name}.json").exists()
+
+    def work(self, row: Row) -> int:
+        """A row's forward passes of one example."""
+        return row.num_steps * self._config.num_samples
+
+    @property
+    def reference_work(self) -> int:
+        """The reference samples' forward passes."""
+        return self._config.reference_steps * self._config.paired_samples
+
+    def _collect(self, name, batches, advance) -> np.ndarray:
+        """All batches, kept as a file, which serves the next time."""
+        path = self._path(f"{name}.npy")
+        if path.exists():
+            return np.load(path)
+        parts = []
+        for part in batches:
+            parts.append(part)
+            advance(len(part))
+        whole = np.concatenate(parts)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        temporary = self._path(f".{name}.tmp.npy")
+        np.save(temporary, whole)
+        temporary.replace(path)
+        return whole
+
+    def references(
+        self, teacher: dict | None, advance: Callable[[int], None]
+    ) -> dict[str, np.ndarray]:
+        """What samples are compared with one by one: metric's name -> samples."""
+        num, steps = self._config.paired_samples, self._config.reference_steps
+        found = {
+            "rmse_to_teacher": self._collect(
+                "reference_teacher",
+                self.samples(teacher, steps, num),
+                lambda n: advance(n * steps),
+            )
+        }
+        if self._setup.dataset.denoise is not None:
+            found["rmse_to_exact"] = self._collect(
+                "reference_exact",
+                self.samples(None, EXACT_STEPS, num, "heun"),
+                lambda n: advance(0),
+            )
+        return found
+
+    def measure(
+        self,
+        row: Row,
+        params: dict | None,
+        references: dict[str, np.ndarray],
+        advance: Callable[[int], None],
+    ) -> dict:
+        """Samples a row, computes its metrics and keeps both; the report's entry."""
+        began = time.monotonic()
+        num = self._config.num_samples
+        x = self._collect(
+            row.name,
+            self.samples(params, row.num_steps, num),
+            lambda n: advance(n * row.num_steps),
+        )
+        if self._moments is None:
+            self._moments = Moments.of(self._setup.dataset.images)
+        metrics = {"frechet_pixels": frechet_distance(x, self._moments)}
+        for name, reference in references.items():
+            metrics[name] = rmse(x[: len(reference)], reference)
+        entry = {
+            "model": row.model,
+            "sampler": self._config.sampler,
+            "num_steps": row.num_steps,
+            "metrics": metrics,
+            "seconds": time.monotonic() - began,
+        }
+        write_whole(self._path(f"{row.name}.json"), json.dumps(entry, indent=1))
+        return entry
+
+    def entry(self, row: Row) -> dict:
+        """A finished row's entry."""
+        return json.loads(self._path(f"{row.name}.json").read_text())
+
+    def kept(self, name: str) -> np.ndarray:
+        """Samples kept under a row's or a reference's name."""
+        return np.load(self._path(f"{name}.npy"))
+
+    @property
+    def noise(self) -> np.ndarray:
+        """The noise set [N, ...]."""
+        return self._noise

@@ -1,0 +1,49 @@
+"""The ladder: which students, with how many steps, trained for how long.
+
+Source: Salimans & Ho 2022, algorithm 2 (halving N) and section 5.2 (more updates for the
+students of two steps and one).
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training run: a teacher's, or one student's.
+
+    Attributes:
+      name: unique in a run; names its checkpoints.
+      index: place in the run, 0 for the first; part of every random key.
+      num_steps: sampling steps N that the stage trains for; 0 for continuous time.
+      updates: optimiser updates.
+      learning_rate: peak learning rate.
+    """
+
+    name: str
+    index: int
+    num_steps: int
+    updates: int
+    learning_rate: float
+
+
+def step_counts(start: int, end: int, factor: int = 2) -> tuple[int, ...]:
+    """The students' step counts, start/factor down to end, e.g. 8 -> (4, 2, 1).
+
+    Raises:
+      ValueError: unless start = end * factor^n with n >= 1, end >= 1, factor >= 2.
+    """
+    if end < 1 or factor < 2:
+        raise ValueError(
+            f"ladder end={end}, factor={factor}: end is at least 1, factor at least 2"
+        )
+    counts = [end]
+    while counts[-1] * factor < start:
+        counts.append(counts[-1] * factor)
+    if counts[-1] * factor != start:
+        allowed = [end * factor**n for n in range(1, 4)]
+        raise ValueError(
+            f"ladder start={start} cannot reach end={end} in steps of factor={factor}: "
+            f"start must be end times a power of factor, such as {allowed} ..., "
+            f"the nearest being {counts[-1] * factor}"
+        )
+    return tuple(reversed(counts))

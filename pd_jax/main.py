@@ -1,0 +1,74 @@
+"""The command line: flags and one call.
+
+    python -m pd_jax.main --config=configs/digits.py [--workdir=DIR] [--config.KEY=VALUE ...]
+"""
+
+import os
+import pathlib
+import sys
+import time
+
+from absl import flags
+from ml_collections import config_flags
+
+from pd_jax import names
+
+BEGAN = time.monotonic()
+MODES = ("run",)
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, with an optional variant: configs/digits.py:smoke"
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME")
+MODE = flags.DEFINE_string("mode", "run", f"One of: {', '.join(MODES)}")
+
+
+class UsageError(Exception):
+    """A mistake on the command line."""
+
+
+def _parse(argv: list[str]) -> None:
+    """Parses flags; UsageError says what was wrong with them."""
+    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    if path is not None and not pathlib.Path(path.partition(":")[0]).is_file():
+        raise UsageError(
+            f"--config={path}: no such file; give one like configs/digits.py, from the "
+            "folder that holds configs/"
+        )
+    try:
+        rest = flags.FLAGS(argv, known_only=False)
+    except flags.Error as error:
+        raise UsageError(str(error)) from error
+    if len(rest) > 1:
+        raise UsageError(f"unexpected argument {rest[1]}; flags are --name=value")
+    if path is None:
+        raise UsageError("--config=configs/NAME.py is missing")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line; returns the exit code."""
+    from pd_jax import train
+    from pd_jax.interrupt import Interrupted
+
+    try:
+        _parse(argv)
+        names.check(MODE.value, MODES, "mode")
+        file, _, variant = config_flags.get_config_filename(
+            flags.FLAGS["config"]
+        ).partition(":")
+        name = pathlib.Path(file).stem
+        folder = f"{name}_{variant}" if variant else name
+        workdir = WORKDIR.value or os.path.join("runs", folder)
+        name = f"{name}:{variant}" if variant else name
+        train.run(CONFIG.value, workdir, name, BEGAN)
+    except (UsageError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"stopped by {stop}; the same command goes on", file=sys.stderr)
+        return stop.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

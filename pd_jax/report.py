@@ -1,0 +1,194 @@
+"""What a run leaves for people: report.json, report.md, plots and sample grids."""
+
+import json
+import pathlib
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pd_jax.evaluate import Evaluation, Row
+from pd_jax.setup import Setup
+from pd_jax.writers import write_whole
+
+# Two colours that stay apart in print and to colour-blind eyes.
+COLOURS = {"teacher": "#b35806", "student": "#3a5fa8"}
+LABELS = {
+    "frechet_pixels": "Frechet distance on pixels",
+    "rmse_to_teacher": "RMSE to the teacher's own best samples",
+    "rmse_to_exact": "RMSE to the exact probability-flow map",
+}
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as text: steps down, (teacher, student) across, a column a metric."""
+    metrics = list(rows[0]["metrics"])
+    by_place = {(r["num_steps"], r["model"]): r["metrics"] for r in rows}
+    head = ["steps"] + [f"{m} {model}" for m in metrics for model in COLOURS]
+    lines = [head, ["---:"] * len(head)]
+    for steps in sorted({r["num_steps"] for r in rows}, reverse=True):
+        cells = [
+            by_place.get((steps, model), {}).get(m) for m in metrics for model in COLOURS
+        ]
+        lines.append(
+            [str(steps)] + ["" if c is None else f"{c:#.3g}".rstrip(".") for c in cells]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths)) + " |"
+        for line in lines
+    )
+
+
+def console_table(rows: list[dict]) -> str:
+    """The same for a terminal of 80 columns: one block a metric, side by side."""
+    metrics = list(rows[0]["metrics"])
+    by_place = {(r["num_steps"], r["model"]): r["metrics"] for r in rows}
+    lines = [
+        "       " + "".join(f"{m:^23}" for m in metrics),
+        "  steps" + "    teacher    student " * len(metrics),
+    ]
+    for steps in sorted({r["num_steps"] for r in rows}, reverse=True):
+        cells = ""
+        for m in metrics:
+            for model in COLOURS:
+                value = by_place.get((steps, model), {}).get(m)
+                cells += f"{'' if value is None else f'{value:#.3g}':>11}"
+            cells += " "
+        lines.append(f"{steps:>7}{cells}".rstrip())
+    return "\n".join(lines)
+
+
+def _figure_bytes(figure: Figure) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def plot_quality(rows: list[dict]) -> bytes:
+    """Every metric against sampling steps, teacher and students, log axes; a PNG."""
+    metrics = list(rows[0]["metrics"])
+    figure = Figure(figsize=(4.6 * len(metrics), 3.8), layout="constrained")
+    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics):
+        for model, marker in (("teacher", "s"), ("student", "o")):
+            points = sorted(
+                (r["num_steps"], r["metrics"][metric])
+                for r in rows
+                if r["model"] == model
+            )
+            name = {"teacher": "teacher, DDIM", "student": "distilled students"}[model]
+            axes.plot(*zip(*points), marker=marker, color=COLOURS[model], label=name)
+        axes.set(xscale="log", yscale="log", xlabel="sampling steps")
+        axes.set_title(LABELS.get(metric, metric), fontsize=10)
+        steps = sorted({r["num_steps"] for r in rows})
+        axes.set_xticks(steps, [str(s) for s in steps])
+        axes.minorticks_off()
+        axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return _figure_bytes(figure)
+
+
+def image_grid(images: np.ndarray, side: int = 8, pixels: int = 512) -> bytes:
+    """The first side x side images [N, H, W, C] in [-1, 1] as one PNG."""
+    images = images[: side * side]
+    height, width, channels = images.shape[1:]
+    scale = max(1, pixels // (side * max(height, width)))
+    grid = np.full((side * (height + 1) - 1, side * (width + 1) - 1, channels), 255)
+    for i, image in enumerate(images):
+        row, column = divmod(i, side)
+        y, x = row * (height + 1), column * (width + 1)
+        levels = np.round((np.clip(image, -1, 1) + 1) * 127.5)
+        grid[y : y + height, x : x + width] = levels
+    grid = grid.astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
+    import io
+
+    buffer = io.BytesIO()
+    Image.fromarray(grid[..., 0] if channels == 1 else grid[..., :3]).save(
+        buffer, format="PNG"
+    )
+    return buffer.getvalue()
+
+
+def plot_landing(evaluation: Evaluation, rows: list[Row], exact: bool) -> bytes:
+    """Where the same noise lands under each model, for data in the plane; a PNG.
+
+    Points are coloured by the direction of their noise, so that a point in the wrong
+    place shows as a colour in the wrong place.
+    """
+    panels = [(f"{row.model}, {row.num_steps} steps", row.name) for row in rows]
+    if exact:
+        panels.insert(0, ("exact map", "reference_exact"))
+    noise = evaluation.noise
+    columns = min(5, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(2.5 * columns, 2.7 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (title, name) in zip(axes, panels):
+        points = evaluation.kept(name)
+        colour = np.arctan2(noise[: len(points), 1], noise[: len(points), 0])
+        ax.scatter(*points.T, c=colour, cmap="hsv", s=3, linewidths=0)
+        ax.set(title=title, xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
+        ax.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+        ax.title.set_fontsize(9)
+        ax.tick_params(labelsize=7)
+    return _figure_bytes(figure)
+
+
+def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str, bytes]:
+    """The pictures of samples: a grid a row for images, one figure for the plane."""
+    if len(setup.dataset.shape) == 3:
+        grids = {f"samples/{r.name}.png": r.name for r in rows}
+        grids["samples/teacher_reference.png"] = "reference_teacher"
+        return {
+            file: image_grid(evaluation.kept(name)) for file, name in grids.items()
+        }
+    if setup.dataset.shape == (2,):
+        exact = setup.dataset.denoise is not None
+        students = [r for r in rows if r.model == "student"]
+        few = [r for r in rows if r.model == "teacher" and r.num_steps in (1, 4)]
+        return {"landing.png": plot_landing(evaluation, few + students, exact)}
+    return {}
+
+
+def write(
+    workdir: pathlib.Path, report: dict, evaluation: Evaluation, setup: Setup
+) -> list[str]:
+    """Writes all files, report.json last: where it is there, all are.
+
+    Returns:
+      The names of the files, relative to the workdir.
+    """
+    rows = report["rows"]
+    files = {"quality.png": plot_quality(rows)}
+    files |= pictures(evaluation, setup, [Row(r["model"], r["num_steps"]) for r in rows])
+    seconds = ", ".join(f"{k} {v:.0f} s" for k, v in report["seconds"].items())
+    protocol = report["protocol"]
+    lines = [
+        f"# {report['config']}",
+        "",
+        f"Teacher and distilled students, sampler {setup.config.eval.sampler}.",
+        "",
+        table(rows),
+        "",
+        *(f"- `{m}`: {protocol[m]}" for m in rows[0]["metrics"]),
+        "",
+        f"Time: {seconds}.",
+        "",
+        "![quality against steps](quality.png)",
+        "",
+        *(f"![{name}]({name})" for name in files if name != "quality.png"),
+        "",
+    ]
+    files["report.md"] = "\n".join(lines)
+    files["report.json"] = json.dumps(report, indent=1) + "\n"
+    for name, content in files.items():
+        write_whole(workdir / name, content)
+    return list(files)

@@ -1,0 +1,96 @@
+"""What a run writes while it goes: whole files, metric lines, and its progress."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+
+def write_whole(path: pathlib.Path, data: str | bytes) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class JsonLines:
+    """A file of one JSON object a line, appended to."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+
+    def write(self, entry: dict) -> None:
+        """Appends one entry."""
+        with open(self._path, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def read(self) -> Iterator[dict]:
+        """All whole entries; a last line cut short by a kill is left out."""
+        if not self._path.exists():
+            return
+        for line in self._path.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+    def rewind(self, stage: str, update: int) -> None:
+        """Forgets a stage's entries after an update, which will be done again."""
+        kept = [e for e in self.read() if e["stage"] != stage or e["update"] <= update]
+        write_whole(self._path, "".join(json.dumps(e) + "\n" for e in kept))
+
+
+class Progress:
+    """One bar for a whole run on a terminal; elsewhere a line every few seconds.
+
+    Work is counted in forward passes of one example, so that training and sampling
+    share one measure and the time left is that of the run.
+    """
+
+    def __init__(self, total: int, done: int, seconds: float):
+        self._total, self._initial, self._done = max(total, 1), done, done
+        self._seconds = seconds
+        self._began = self._printed = time.monotonic()
+        self._text = ""
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=self._total,
+                initial=done,
+                bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {desc}",
+                dynamic_ncols=True,
+                leave=False,
+            )
+
+    def advance(self, work: int, text: str | None = None) -> None:
+        """Counts work; `text` says what is going on, the last one stays."""
+        self._done += work
+        self._text = self._text if text is None else text
+        if self._bar is not None:
+            self._bar.set_description_str(self._text, refresh=False)
+            self._bar.update(work)
+        elif time.monotonic() - self._printed >= self._seconds:
+            self._printed = time.monotonic()
+            share = self._done / self._total
+            rate = (self._done - self._initial) / (self._printed - self._began)
+            left = tqdm.format_interval((self._total - self._done) / max(rate, 1e-9))
+            print(f"{share:4.0%}, {left} left  {self._text}", flush=True)
+
+    def say(self, line: str) -> None:
+        """Prints a line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.close()
