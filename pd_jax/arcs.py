@@ -1,6 +1,7 @@
 """Arcs: a deterministic sampler step as a rotation, and several of them as one.
 
-With phi the angle of the noise level, a DDIM step from phi_t to phi_s = phi_t - delta is
+With phi the angle of the noise level, a DDIM step from phi_t to phi_s = phi_t - delta
+is
 
     z_s = cos(delta) z_t - sin(delta) v                                       (1)
 

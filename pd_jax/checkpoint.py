@@ -5,8 +5,8 @@ Every stage has an Orbax `CheckpointManager` of its own under the workdir:
     checkpoints/teacher/4000/  checkpoints/student_16/800/  ...
 
 numbered by updates done. A stage is finished when its last number is its number of
-updates; the finished stage's weights, read back from disk, start and teach the next one.
-A teacher's weights are therefore in no checkpoint but its own.
+updates; the finished stage's weights, read back from disk, start and teach the next
+one. A teacher's weights are therefore in no checkpoint but its own.
 """
 
 import pathlib

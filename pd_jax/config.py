@@ -1,15 +1,25 @@
 """The configuration: every key with its default, and what values make sense together.
 
-A config file is a small delta on `default()`. Keys of `data` and `model` beyond the ones
-here are options of the chosen data set and fields of the chosen network.
+A config file is a small delta on `default(data, model)`. Sections `data` and `model`
+hold the options of that data set and the fields of that network, with their defaults.
 """
 
+import math
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from pd_jax import data, diffusion, ladder, methods, models, names, optim, schedules
-from pd_jax.samplers import METHODS
+from pd_jax import (
+    data,
+    diffusion,
+    ladder,
+    methods,
+    models,
+    names,
+    optim,
+    samplers,
+    schedules,
+)
 
 # How a run is carried out; a run may go on with other values than it began with.
 FREE = ("run",)
@@ -23,20 +33,25 @@ def _training() -> dict:
         decay="constant",  # of the learning rate over a stage: constant, linear, cosine
         warmup_updates=0,
         clip_norm=1.0,  # of the gradient averaged over devices; 0: no clipping
+        dropout=0.0,  # in the network, while training
         weight_decay=0.0,  # decoupled, times the learning rate
         ema=0.0,  # decay of the weights' running average; 0: none kept
         microbatches=1,  # parts of each device's batch, one after the other
     )
 
 
-def default() -> ConfigDict:
-    """All keys with their defaults; a config file names its data and sizes."""
+def default(data_name: str, model_name: str) -> ConfigDict:
+    """All keys with their defaults, for a data set and a network by name.
+
+    Raises:
+      ValueError: for an unknown name, listing the known ones.
+    """
     return ConfigDict(
         dict(
             seed=0,
-            data=dict(name="digits"),
+            data=dict(name=data_name, **data.options(data_name)),
             schedule=dict(name="cosine", logsnr_min=-20.0, logsnr_max=20.0),
-            model=dict(name="mlp", output="v"),
+            model=dict(name=model_name, output="v", **models.fields(model_name)),
             teacher=dict(
                 exact=False,  # the data set's exact denoiser teaches: nothing to train
                 method="standard",
@@ -74,7 +89,9 @@ def default() -> ConfigDict:
     )
 
 
-def flatten(config: ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def flatten(
+    config: ConfigDict | dict, prefix: str = ""
+) -> Iterator[tuple[str, object]]:
     """(dotted key, value) of every leaf, tuples as lists, as JSON would return them."""
     for key, value in config.items():
         if isinstance(value, ConfigDict | dict):
@@ -123,11 +140,14 @@ def teacher_stage(config: ConfigDict) -> ladder.Stage | None:
 
 
 def _at_least(config: ConfigDict, bounds: dict[str, float]) -> None:
+    """Checks numbers, alone or in tuples; an int as bound asks for whole numbers."""
     flat = dict(flatten(config))
     for key, bound in bounds.items():
         value = flat[key]
         for number in value if isinstance(value, list) else [value]:
-            if not number >= bound:
+            if not isinstance(number, type(bound) | int):
+                raise ValueError(f"{key}={value}: {number!r} is not a number")
+            if not bound <= number < math.inf:
                 raise ValueError(f"{key}={value}: must be at least {bound}")
 
 
@@ -137,8 +157,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
     names.check(config.model.name, models.known(), "model.name")
     names.check(config.model.output, diffusion.OUTPUTS, "model.output")
     names.check(config.schedule.name, schedules.SCHEDULES, "schedule.name")
-    sampler = config.eval.sampler.partition(":")[0]
-    names.check(sampler, METHODS, "eval.sampler")
+    samplers.parse(config.eval.sampler)
     sections = ["ladder"] if config.teacher.exact else ["teacher", "ladder"]
     for name in sections:
         section = config[name]
@@ -147,22 +166,25 @@ def check(config: ConfigDict, num_devices: int) -> None:
         names.check(section.decay, optim.DECAYS, f"{name}.decay")
         positive = ("batch", "updates", "microbatches")
         _at_least(config, {f"{name}.{key}": 1 for key in positive})
-        other = ("learning_rate", "warmup_updates", "clip_norm", "weight_decay", "ema")
-        _at_least(config, {f"{name}.{key}": 0 for key in other})
-        if section.ema >= 1.0:
-            raise ValueError(f"{name}.ema={section.ema}: must be below 1")
+        other = ("learning_rate", "warmup_updates", "clip_norm", "weight_decay")
+        _at_least(config, {f"{name}.{key}": 0.0 for key in other})
+        for key in ("ema", "dropout"):
+            if not 0.0 <= section[key] < 1.0:
+                raise ValueError(
+                    f"{name}.{key}={section[key]}: must be at least 0 and below 1"
+                )
         parts = num_devices * section.microbatches
         if section.batch % parts:
             below = section.batch // parts * parts
             raise ValueError(
-                f"{name}.batch={section.batch} is not divisible by {num_devices} devices "
-                f"x {name}.microbatches={section.microbatches}: try "
+                f"{name}.batch={section.batch} is not divisible by {num_devices} "
+                f"devices x {name}.microbatches={section.microbatches}: try "
                 + " or ".join(str(n) for n in (below, below + parts) if n)
             )
     positive = ("eval.reference_steps", "eval.teacher_steps", "eval.paired_samples")
     positive += tuple(f"run.{key}" for key in config.run if key != "log_seconds")
     _at_least(config, {key: 1 for key in positive})
-    _at_least(config, {"eval.num_samples": 2, "run.log_seconds": 0})
+    _at_least(config, {"eval.num_samples": 2, "run.log_seconds": 0.0})
     if config.eval.paired_samples > config.eval.num_samples:
         raise ValueError(
             f"eval.paired_samples={config.eval.paired_samples}: at most "

@@ -132,13 +132,15 @@ def weighted_mse(
         return mse(prediction.eps, target.eps)
     if weighting == "snr_plus_1":
         return mse(prediction.v, target.v)
-    return jnp.maximum(
-        mse(prediction.x, target.x), mse(prediction.eps, target.eps)
-    )
+    return jnp.maximum(mse(prediction.x, target.x), mse(prediction.eps, target.eps))
 
 
-def _variance_weight(variance: str) -> float:
-    """Weight of the large log-variance: "small" 0, "large" 1, "medium:f" f."""
+def variance_weight(variance: str) -> float:
+    """Weight of the large log-variance: "small" 0, "large" 1, "medium:f" f.
+
+    Raises:
+      ValueError: for anything else.
+    """
     if variance in ("small", "large"):
         return float(variance == "large")
     name, _, fraction = variance.partition(":")
@@ -179,7 +181,7 @@ def posterior(
 
     Source: Ho et al. 2020, equations 6-7; Salimans & Ho 2022, section 2.
     """
-    weight = _variance_weight(variance)
+    weight = variance_weight(variance)
     logsnr_s, logsnr_t = expand(logsnr_s, z), expand(logsnr_t, z)
     log_r = logsnr_t - logsnr_s
     one_minus_r = -jnp.expm1(log_r)

@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 def rows(setup: Setup) -> list[Row]:
-    """The report's rows: the teacher at several step counts, each student at its own."""
+    """The report's rows: the teacher's step counts, and each student's own."""
     teacher = [Row("teacher", n) for n in setup.config.eval.teacher_steps]
     stages = setup.trainings[-1].stages
     return teacher + [Row("student", stage.num_steps) for stage in stages]
@@ -41,6 +41,7 @@ class Evaluation:
     """The evaluation of one run; rows that are on disk are not made again.
 
     Attributes:
+      noise: the noise set, [N, ...].
       traces: how often a sampler was traced.
     """
 
@@ -49,14 +50,13 @@ class Evaluation:
         self._directory = workdir / "evaluation"
         self._config = setup.config.eval
         self.traces = 0
-        self._noise, self._labels = self._inputs()
+        self.noise, self._labels = self._inputs()
         sharded = setup.trainings[-1].step.sharding
         devices = sharded.mesh.size
-        self._batch = min(setup.config.run.eval_batch, len(self._noise))
+        self._batch = min(setup.config.run.eval_batch, len(self.noise))
         self._batch = -(-self._batch // devices) * devices
         self._split = sharded.update(spec=jax.sharding.PartitionSpec("batch"))
         self._sampler = jax.jit(self._sample, static_argnames=("exact", "method"))
-        self._moments = None
 
     def _inputs(self):
         """Noise [N, ...] and labels [N] or None: each a function of seed and place."""
@@ -102,7 +102,7 @@ class Evaluation:
             rows = np.minimum(place, num - 1)  # the last batch is filled up
             label = None if self._labels is None else self._labels[rows]
             z, label, place = jax.device_put(
-                (self._noise[rows], label, place.astype(np.uint32)), self._split
+                (self.noise[rows], label, place.astype(np.uint32)), self._split
             )
             x = self._sampler(
                 params,
@@ -147,55 +147,74 @@ class Evaluation:
         temporary.replace(path)
         return whole
 
-    def references(
-        self, teacher: dict | None, advance: Callable[[int], None]
-    ) -> dict[str, np.ndarray]:
-        """What samples are compared with one by one: metric's name -> samples."""
+    def prepare(self, teacher: dict | None, advance: Callable) -> None:
+        """Makes, or reads, the samples that others are compared with one by one.
+
+        Args:
+          teacher: the teacher's weights; None for the exact denoiser.
+          advance: called with (work done, what is going on) after every batch.
+        """
         num, steps = self._config.paired_samples, self._config.reference_steps
-        found = {
+        self._moments = Moments.of(self._setup.dataset.images)
+        self._references = {
             "rmse_to_teacher": self._collect(
                 "reference_teacher",
                 self.samples(teacher, steps, num),
-                lambda n: advance(n * steps),
+                lambda n: advance(n * steps, "sampling: reference"),
             )
         }
         if self._setup.dataset.denoise is not None:
-            found["rmse_to_exact"] = self._collect(
+            self._references["rmse_to_exact"] = self._collect(
                 "reference_exact",
                 self.samples(None, EXACT_STEPS, num, "heun"),
-                lambda n: advance(0),
+                lambda n: advance(0, "sampling: exact map"),
             )
-        return found
 
     def measure(
-        self,
-        row: Row,
-        params: dict | None,
-        references: dict[str, np.ndarray],
-        advance: Callable[[int], None],
-    ) -> dict:
-        """Samples a row, computes its metrics and keeps both; the report's entry."""
+        self, row: Row, params: dict | None, seconds: float, advance: Callable
+    ) -> None:
+        """Samples a row, computes its metrics and keeps both; `prepare` comes first.
+
+        Args:
+          row: the row.
+          params: its weights; None for the exact denoiser.
+          seconds: spent on the row so far.
+          advance: as for `prepare`.
+        """
         began = time.monotonic()
-        num = self._config.num_samples
+        text = f"sampling: {row.model}, {row.num_steps} steps"
         x = self._collect(
             row.name,
-            self.samples(params, row.num_steps, num),
-            lambda n: advance(n * row.num_steps),
+            self.samples(params, row.num_steps, self._config.num_samples),
+            lambda n: advance(n * row.num_steps, text),
         )
-        if self._moments is None:
-            self._moments = Moments.of(self._setup.dataset.images)
         metrics = {"frechet_pixels": frechet_distance(x, self._moments)}
-        for name, reference in references.items():
+        for name, reference in self._references.items():
             metrics[name] = rmse(x[: len(reference)], reference)
         entry = {
             "model": row.model,
             "sampler": self._config.sampler,
             "num_steps": row.num_steps,
             "metrics": metrics,
-            "seconds": time.monotonic() - began,
+            "seconds": seconds + time.monotonic() - began,
         }
         write_whole(self._path(f"{row.name}.json"), json.dumps(entry, indent=1))
-        return entry
+
+    def protocol(self) -> dict[str, str]:
+        """How each figure was made, in words."""
+        ev, num = self._config, len(self._setup.dataset.images)
+        clip = "clipped to [-1, 1]" if ev.clip else "not clipped"
+        paired = f"root mean squared difference of {ev.paired_samples} samples to "
+        return {
+            "samples": f"{ev.num_samples} a row from one noise set (seed {ev.seed}), "
+            f"sampler {ev.sampler}, predictions {clip}",
+            "frechet_pixels": f"Frechet distance of {ev.num_samples} samples to the "
+            f"{num} training examples, on their raw values",
+            "rmse_to_teacher": f"{paired}the teacher's own of {ev.reference_steps} "
+            "steps from the same noise",
+            "rmse_to_exact": f"{paired}where the exact probability flow takes the "
+            "same noise",
+        }
 
     def entry(self, row: Row) -> dict:
         """A finished row's entry."""
@@ -204,8 +223,3 @@ class Evaluation:
     def kept(self, name: str) -> np.ndarray:
         """Samples kept under a row's or a reference's name."""
         return np.load(self._path(f"{name}.npy"))
-
-    @property
-    def noise(self) -> np.ndarray:
-        """The noise set [N, ...]."""
-        return self._noise

@@ -1,7 +1,7 @@
 """The ladder: which students, with how many steps, trained for how long.
 
-Source: Salimans & Ho 2022, algorithm 2 (halving N) and section 5.2 (more updates for the
-students of two steps and one).
+Source: Salimans & Ho 2022, algorithm 2 (halving N) and section 5.2 (more updates for
+the students of two steps and one).
 """
 
 import dataclasses
@@ -39,11 +39,12 @@ def step_counts(start: int, end: int, factor: int = 2) -> tuple[int, ...]:
     counts = [end]
     while counts[-1] * factor < start:
         counts.append(counts[-1] * factor)
-    if counts[-1] * factor != start:
-        allowed = [end * factor**n for n in range(1, 4)]
+    above = counts[-1] * factor
+    if above != start:
+        below = max(counts[-1], end * factor)
+        nearest = min(below, above, key=lambda n: abs(n - start))
         raise ValueError(
             f"ladder start={start} cannot reach end={end} in steps of factor={factor}: "
-            f"start must be end times a power of factor, such as {allowed} ..., "
-            f"the nearest being {counts[-1] * factor}"
+            f"start must be end times a power of factor, the nearest being {nearest}"
         )
     return tuple(reversed(counts))

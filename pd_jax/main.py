@@ -1,17 +1,22 @@
 """The command line: flags and one call.
 
-    python -m pd_jax.main --config=configs/digits.py [--workdir=DIR] [--config.KEY=VALUE ...]
+    python -m pd_jax.main --config=configs/digits.py[:VARIANT]
+        [--workdir=DIR] [--mode=run] [--config.KEY=VALUE ...]
+
+Exit codes: 0 done, 2 a mistake in what was given, 128 + N stopped by signal N.
 """
 
 import os
 import pathlib
+import re
+import runpy
 import sys
 import time
 
 from absl import flags
 from ml_collections import config_flags
 
-from pd_jax import names
+from pd_jax import config, names
 
 BEGAN = time.monotonic()
 MODES = ("run",)
@@ -29,20 +34,30 @@ class UsageError(Exception):
 
 def _parse(argv: list[str]) -> None:
     """Parses flags; UsageError says what was wrong with them."""
-    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
-    if path is not None and not pathlib.Path(path.partition(":")[0]).is_file():
+    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    if not given:
+        raise UsageError("--config=configs/NAME.py is missing")
+    file, _, variant = given[-1].partition(":")
+    if not pathlib.Path(file).is_file():
         raise UsageError(
-            f"--config={path}: no such file; give one like configs/digits.py, from the "
+            f"--config={file}: no such file; give one like configs/digits.py, from the "
             "folder that holds configs/"
         )
+    # Ahead of the flags' own parsing, for one clear line instead of a traceback.
+    keys = dict(config.flatten(runpy.run_path(file)["get_config"](variant)))
+    for argument in argv:
+        key = re.match(r"--?config\.([^=\[]*)", argument)
+        if key and key[1] not in keys:
+            raise UsageError(
+                f"--config.{key[1]}: no such key in {file}."
+                + names.suggest(key[1], keys)
+            )
     try:
-        rest = flags.FLAGS(argv, known_only=False)
+        rest = flags.FLAGS(argv)
     except flags.Error as error:
         raise UsageError(str(error)) from error
     if len(rest) > 1:
-        raise UsageError(f"unexpected argument {rest[1]}; flags are --name=value")
-    if path is None:
-        raise UsageError("--config=configs/NAME.py is missing")
+        raise UsageError(f"unexpected argument {rest[1]}: flags are --name=value")
 
 
 def main(argv: list[str]) -> int:

@@ -1,5 +1,6 @@
 """What a run leaves for people: report.json, report.md, plots and sample grids."""
 
+import io
 import json
 import pathlib
 
@@ -22,47 +23,35 @@ LABELS = {
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as text: steps down, (teacher, student) across, a column a metric."""
+    """The rows as Markdown: steps down, metrics across, "teacher / student" in a cell.
+
+    Within 80 columns for three metrics, so that a terminal shows it too.
+    """
     metrics = list(rows[0]["metrics"])
-    by_place = {(r["num_steps"], r["model"]): r["metrics"] for r in rows}
-    head = ["steps"] + [f"{m} {model}" for m in metrics for model in COLOURS]
-    lines = [head, ["---:"] * len(head)]
+    found = {
+        (r["num_steps"], metric, r["model"]): f"{value:#.3g}"
+        for r in rows
+        for metric, value in r["metrics"].items()
+    }
+    lines = [["steps", *metrics], ["", *["teacher / student"] * len(metrics)]]
     for steps in sorted({r["num_steps"] for r in rows}, reverse=True):
         cells = [
-            by_place.get((steps, model), {}).get(m) for m in metrics for model in COLOURS
+            " / ".join(
+                found.get((steps, metric, model), "").rjust(7) for model in COLOURS
+            )
+            for metric in metrics
         ]
-        lines.append(
-            [str(steps)] + ["" if c is None else f"{c:#.3g}".rstrip(".") for c in cells]
-        )
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
+        lines.append([str(steps), *cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
         "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths)) + " |"
         for line in lines
-    )
-
-
-def console_table(rows: list[dict]) -> str:
-    """The same for a terminal of 80 columns: one block a metric, side by side."""
-    metrics = list(rows[0]["metrics"])
-    by_place = {(r["num_steps"], r["model"]): r["metrics"] for r in rows}
-    lines = [
-        "       " + "".join(f"{m:^23}" for m in metrics),
-        "  steps" + "    teacher    student " * len(metrics),
     ]
-    for steps in sorted({r["num_steps"] for r in rows}, reverse=True):
-        cells = ""
-        for m in metrics:
-            for model in COLOURS:
-                value = by_place.get((steps, model), {}).get(m)
-                cells += f"{'' if value is None else f'{value:#.3g}':>11}"
-            cells += " "
-        lines.append(f"{steps:>7}{cells}".rstrip())
-    return "\n".join(lines)
+    text.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
+    return "\n".join(text)
 
 
-def _figure_bytes(figure: Figure) -> bytes:
-    import io
-
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
     return buffer.getvalue()
@@ -91,7 +80,7 @@ def plot_quality(rows: list[dict]) -> bytes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    return _figure_bytes(figure)
+    return _png(figure)
 
 
 def image_grid(images: np.ndarray, side: int = 8, pixels: int = 512) -> bytes:
@@ -106,8 +95,6 @@ def image_grid(images: np.ndarray, side: int = 8, pixels: int = 512) -> bytes:
         levels = np.round((np.clip(image, -1, 1) + 1) * 127.5)
         grid[y : y + height, x : x + width] = levels
     grid = grid.astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
-    import io
-
     buffer = io.BytesIO()
     Image.fromarray(grid[..., 0] if channels == 1 else grid[..., :3]).save(
         buffer, format="PNG"
@@ -139,7 +126,7 @@ def plot_landing(evaluation: Evaluation, rows: list[Row], exact: bool) -> bytes:
         ax.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
         ax.title.set_fontsize(9)
         ax.tick_params(labelsize=7)
-    return _figure_bytes(figure)
+    return _png(figure)
 
 
 def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str, bytes]:
@@ -147,9 +134,7 @@ def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str,
     if len(setup.dataset.shape) == 3:
         grids = {f"samples/{r.name}.png": r.name for r in rows}
         grids["samples/teacher_reference.png"] = "reference_teacher"
-        return {
-            file: image_grid(evaluation.kept(name)) for file, name in grids.items()
-        }
+        return {file: image_grid(evaluation.kept(name)) for file, name in grids.items()}
     if setup.dataset.shape == (2,):
         exact = setup.dataset.denoise is not None
         students = [r for r in rows if r.model == "student"]
@@ -168,7 +153,9 @@ def write(
     """
     rows = report["rows"]
     files = {"quality.png": plot_quality(rows)}
-    files |= pictures(evaluation, setup, [Row(r["model"], r["num_steps"]) for r in rows])
+    files |= pictures(
+        evaluation, setup, [Row(r["model"], r["num_steps"]) for r in rows]
+    )
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in report["seconds"].items())
     protocol = report["protocol"]
     lines = [

@@ -14,10 +14,27 @@ import jax.numpy as jnp
 
 from pd_jax import names
 from pd_jax.arcs import Arc, Denoiser, travel
-from pd_jax.diffusion import alpha_sigma, posterior
+from pd_jax.diffusion import alpha_sigma, posterior, variance_weight
 from pd_jax.schedules import Schedule
 
 METHODS = ("ddim", "ancestral", "heun", "dpm++2m")
+
+
+def parse(method: str) -> tuple[str, str]:
+    """Splits a sampler's name into method and variance ("" but for "ancestral").
+
+    Raises:
+      ValueError: for an unknown method or variance, listing the known ones.
+    """
+    name, _, variance = method.partition(":")
+    names.check(name, METHODS, "sampler")
+    if name != "ancestral":
+        if variance:
+            raise ValueError(f'sampler "{method}": only "ancestral" takes a variance')
+        return name, ""
+    variance = variance or "large"
+    variance_weight(variance)
+    return name, variance
 
 
 def _example_keys(key: jax.Array, num: int) -> jax.Array:
@@ -56,10 +73,7 @@ def sample(
     Raises:
       ValueError: for an unknown method, fewer than one step, or a missing key.
     """
-    name, _, variance = method.partition(":")
-    names.check(name, METHODS, "sampler")
-    if variance and name != "ancestral":
-        raise ValueError(f'sampler "{method}": only "ancestral" takes a variance')
+    name, variance = parse(method)
     if isinstance(num_steps, int) and num_steps < 1:
         raise ValueError(f"num_steps={num_steps}: a sampler takes at least one step")
     if name == "ancestral":
@@ -110,7 +124,7 @@ def sample(
 
     def ancestral(n, z, x, v, memory):
         (_, logsnr_t), (_, logsnr_s) = level(n), level(n - 1)
-        mean, std = posterior(x, z, logsnr_s, logsnr_t, variance or "large")
+        mean, std = posterior(x, z, logsnr_s, logsnr_t, variance)
 
         def draw(key):
             return jax.random.normal(jax.random.fold_in(key, n), z.shape[1:], z.dtype)

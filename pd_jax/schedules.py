@@ -89,7 +89,9 @@ def cosine(logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Schedule:
     """
     logsnr_min, logsnr_max = float(logsnr_min), float(logsnr_max)
     if not (math.isfinite(logsnr_min) and math.isfinite(logsnr_max)):
-        raise ValueError(f"logsnr_min={logsnr_min}, logsnr_max={logsnr_max}: not finite")
+        raise ValueError(
+            f"logsnr_min={logsnr_min}, logsnr_max={logsnr_max}: not finite"
+        )
     if logsnr_min >= logsnr_max:
         raise ValueError(
             f"logsnr_min={logsnr_min} must be below logsnr_max={logsnr_max}: t = 1 is "

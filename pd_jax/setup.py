@@ -37,11 +37,6 @@ class Training:
     key: jax.Array
     seed: tuple[int, ...]
 
-    @property
-    def work_per_update(self) -> int:
-        """Forward passes of one example."""
-        return self.batch * self.method.forwards
-
 
 @dataclasses.dataclass
 class Setup:
@@ -60,11 +55,6 @@ class Setup:
     model: Model
     trainings: list[Training]
     fresh: dict
-
-    @property
-    def stages(self) -> list[Stage]:
-        """All stages in order."""
-        return [stage for training in self.trainings for stage in training.stages]
 
 
 def _descent(section: ConfigDict) -> Descent:
@@ -88,8 +78,8 @@ def _model(config: ConfigDict, dataset: Dataset) -> Model:
         )
     if classes and not dataset.num_classes:
         raise ValueError(
-            f'model.num_classes={classes}, but data "{config.data.name}" has no labels: '
-            "give 0"
+            f'model.num_classes={classes}, but data "{config.data.name}" has no '
+            "labels: give 0"
         )
     return Model(network, output)
 
@@ -109,8 +99,8 @@ def build(config: ConfigDict) -> Setup:
     model = _model(config, dataset)
     if config.teacher.exact and dataset.denoise is None:
         raise ValueError(
-            f'teacher.exact=True, but no exact denoiser of data "{config.data.name}" is '
-            "known: train a teacher (teacher.exact=False)"
+            "teacher.exact=True, but no exact denoiser of data "
+            f'"{config.data.name}" is known: train a teacher (teacher.exact=False)'
         )
 
     # One base key for every purpose, folded and never stored.
@@ -119,8 +109,9 @@ def build(config: ConfigDict) -> Setup:
 
     def training(purpose, name, stages, **options):
         section = config[name]
+        trained = Model(model.network.clone(dropout=section.dropout), model.output)
         method = methods.get(section.method)(
-            model, schedule, _descent(section), section.weighting, **options
+            trained, schedule, _descent(section), section.weighting, **options
         )
         step = Step(method.update, devices, config.run.substeps)
         key, seed = step.place(keys[purpose]), (config.seed, purpose)
@@ -135,8 +126,6 @@ def build(config: ConfigDict) -> Setup:
     options = {"teacher_steps": config.ladder.factor}
     if config.teacher.exact:
         options["exact"] = dataset.denoise
-    trainings.append(
-        training(1, "ladder", configs.student_stages(config), **options)
-    )
-    fresh = model.init(fresh_key, dataset.shape)
+    trainings.append(training(1, "ladder", configs.student_stages(config), **options))
+    fresh = jax.jit(model.init, static_argnums=1)(fresh_key, dataset.shape)
     return Setup(config, dataset, schedule, model, trainings, fresh)

@@ -10,7 +10,7 @@ from pd_jax.ladder import Stage
 
 
 class StageValues(flax.struct.PyTreeNode):
-    """A stage's numbers as traced scalars: one compiled step serves the whole ladder."""
+    """A stage's numbers as traced scalars: one compiled step serves the ladder."""
 
     index: jax.Array
     num_steps: jax.Array
@@ -19,6 +19,7 @@ class StageValues(flax.struct.PyTreeNode):
 
     @classmethod
     def of(cls, stage: Stage) -> "StageValues":
+        """The numbers of a stage of the plan."""
         return cls(
             index=jnp.int32(stage.index),
             num_steps=jnp.int32(stage.num_steps),

@@ -1,8 +1,8 @@
 """The training step on all devices: the only place that says `jax.pmap`.
 
 The state goes in and comes out as an ordinary pytree, replicated, without a device
-axis, and donated. A method's per-device update is mapped over the batch; weights sharded
-beyond one device's memory would be a second way to map the same update, here.
+axis, and donated. A method's per-device update is mapped over the batch; weights
+sharded beyond one device's memory would be a second way to map the same update, here.
 """
 
 from collections.abc import Callable, Sequence

@@ -15,12 +15,16 @@ from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.evaluate import Evaluation, rows
 from pd_jax.interrupt import Interrupt
 from pd_jax.ladder import Stage
+from pd_jax.loop import Loop
 from pd_jax.setup import Setup, Training, build
 from pd_jax.writers import JsonLines, Progress, write_whole
 
 
 def run(
-    config: ConfigDict, workdir: str | os.PathLike, name: str, began: float | None = None
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    name: str,
+    began: float | None = None,
 ) -> dict:
     """Does whatever a run still lacks: teacher, ladder, evaluation, report.
 
@@ -42,15 +46,11 @@ def run(
     finished = _open(workdir, config)
     if finished is not None:
         print(f"{workdir}: everything is done already, nothing to do")
-        print(report.console_table(finished["rows"]))
+        print(report.table(finished["rows"]))
         return finished
     setup = build(config)
-    write_whole(workdir / "config.json", _dump(config))
+    write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
     return _Run(setup, workdir, name, began).all()
-
-
-def _dump(config: ConfigDict) -> str:
-    return json.dumps(config.to_dict(), indent=1) + "\n"
 
 
 def _open(workdir: pathlib.Path, config: ConfigDict) -> dict | None:
@@ -64,10 +64,10 @@ def _open(workdir: pathlib.Path, config: ConfigDict) -> dict | None:
                 + "\n  ".join(changed)
                 + "\nUse those values again, or another folder with --workdir=DIR."
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise ValueError(
-            f"{workdir} is not empty and has no config.json: not a folder of a run. "
-            "Use another one with --workdir=DIR."
+            f"{workdir} is there, has no config.json, and so is not a folder of a run: "
+            "use another one with --workdir=DIR"
         )
     done = workdir / "report.json"
     return json.loads(done.read_text()) if done.exists() else None
@@ -81,241 +81,154 @@ class _Run:
         self.options = setup.config.run
         self.lines = JsonLines(workdir / "metrics.jsonl")
         self.evaluation = Evaluation(setup, workdir)
-        self.seconds_here = 0.0  # of stages and rows, in this process
+        self.accounted = 0.0  # seconds of this process that a stage or row has counted
+        self.students = {s.num_steps: s for s in setup.trainings[-1].stages}
 
     def all(self) -> dict:
         """Everything, in order; returns the report."""
-        setup, evaluation = self.setup, self.evaluation
-        work = {}
-        for training in setup.trainings:
-            for stage in training.stages:
-                with StageCheckpoints(self.workdir, stage) as kept:
-                    done = min(kept.updates, stage.updates)
-                work[stage.name] = (
-                    done * training.work_per_update,
-                    stage.updates * training.work_per_update,
-                )
-        for row in rows(setup):
-            cost = evaluation.work(row)
-            work[row] = (cost if evaluation.done(row) else 0, cost)
-        done, total = (sum(pair) for pair in zip(*work.values()))
-        total += evaluation.reference_work
-        self._hello(done)
+        done, total = self._work()
+        self._hello(done > 0)
         self.progress = Progress(total, done, self.options.log_seconds)
         try:
             with Interrupt() as self.interrupt:
-                for training in setup.trainings:
+                before = None
+                for training in self.setup.trainings:
                     for stage in training.stages:
-                        self.stage(training, stage)
-                entries = self.evaluate()
+                        self._train(training, stage, before)
+                        before = training, stage
+                entries = self._evaluate()
         finally:
             self.progress.close()
-        return self.report(entries)
+        return self._report(entries)
 
-    def _hello(self, done: int) -> None:
-        devices = jax.devices()
-        stages = " -> ".join(s.name for s in self.setup.stages)
-        weights = sum(a.size for a in jax.tree.leaves(self.setup.fresh))
+    def _work(self) -> tuple[int, int]:
+        """Work done so far and in all, in forward passes of one example."""
+        done, total = 0, self.evaluation.reference_work
+        for training in self.setup.trainings:
+            each = training.batch * training.method.forwards
+            for stage in training.stages:
+                with StageCheckpoints(self.workdir, stage) as kept:
+                    done += each * kept.updates
+                total += each * stage.updates
+        for row in rows(self.setup):
+            work = self.evaluation.work(row)
+            done += work * self.evaluation.done(row)
+            total += work
+        return done, total
+
+    def _hello(self, going_on: bool) -> None:
+        devices, setup = jax.devices(), self.setup
+        weights = sum(a.size for a in jax.tree.leaves(setup.fresh))
+        stages = [stage.name for t in setup.trainings for stage in t.stages]
         print(
-            f"{self.name}: {stages}\n"
-            f"{len(self.setup.dataset.images)} examples of shape "
-            f"{self.setup.dataset.shape}, {weights:,} weights, "
-            f"{len(devices)} {devices[0].platform} device(s), jax {jax.__version__}\n"
-            f"{'going on in' if done else 'writing to'} {self.workdir}",
+            f"{self.name}: {' -> '.join(stages)}\n"
+            f"{len(setup.dataset.images)} examples of shape {setup.dataset.shape}, "
+            f"{weights:,} weights, {len(devices)} {devices[0].platform} device(s), "
+            f"jax {jax.__version__}\n"
+            f"{'going on in' if going_on else 'writing to'} {self.workdir}",
             flush=True,
         )
 
-    # Training.
-
-    def _like(self, training: Training, stage: Stage):
-        """A stage's state as shapes with shardings, to restore into."""
+    def _weights(self, training: Training, stage: Stage) -> tuple[dict, dict]:
+        """A finished stage's weights, from disk, and the facts beside them."""
         shapes = jax.eval_shape(
             lambda weights: training.method.start(weights, stage), self.setup.fresh
         )
-        return jax.tree.map(
+        placed = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(
                 a.shape, a.dtype, sharding=training.step.sharding
             ),
             shapes,
         )
-
-    def weights(self, training: Training, stage: Stage):
-        """A finished stage's weights, from disk, and the facts beside them."""
         with StageCheckpoints(self.workdir, stage) as kept:
-            state, facts = kept.restore(self._like(training, stage))
+            state, facts = kept.restore(placed)
         return training.method.result(state), facts
 
-    def _start(self, training: Training, stage: Stage):
-        """A stage's first state: the finished stage before hands over."""
-        before = None
-        for t in self.setup.trainings:
-            for s in t.stages:
-                if s == stage:
-                    weights = self.setup.fresh
-                    if before is not None:
-                        weights, _ = self.weights(*before)
-                    return training.step.place(training.method.start(weights, stage))
-                before = (t, s)
-        raise AssertionError(stage)
-
-    def stage(self, training: Training, stage: Stage) -> None:
-        """Trains one stage from where it is to its end."""
+    def _train(
+        self, training: Training, stage: Stage, before: tuple[Training, Stage] | None
+    ) -> None:
+        """Trains one stage from where it is to its end; `before` hands over."""
         with StageCheckpoints(self.workdir, stage) as kept:
             if kept.finished:
                 return
             began = time.monotonic()
-            state = self._start(training, stage)
+            weights = self._weights(*before)[0] if before else self.setup.fresh
+            state = training.step.place(training.method.start(weights, stage))
             facts = {"seconds": 0.0, "traces": 0}
             if kept.updates:
                 state, facts = kept.restore(state)
-            done = int(state.step)
-            self.lines.rewind(stage.name, done)
-            loop = _Loop(self, training, stage, done)
-
-            def save(state):
-                loop.flush()
-                so_far = {
-                    "seconds": facts["seconds"] + time.monotonic() - began,
-                    "traces": max(facts["traces"], training.step.traces),
-                }
-                kept.save(state, so_far)
-
-            every = self.options.checkpoint_updates
-            while done < stage.updates and not self.interrupt.received:
-                state, done = loop.call(state, done)
-                if done // every != (done - self.options.substeps) // every:
-                    save(state)
-            if kept.updates < done:
-                save(state)
-            self.seconds_here += time.monotonic() - began
+            self.lines.rewind(stage.name, kept.updates)
+            loop = Loop(
+                training,
+                stage,
+                self.setup.dataset,
+                kept.updates,
+                self.options.log_updates,
+                self.lines,
+                self.progress,
+            )
+            while loop.done < stage.updates and not self.interrupt.received:
+                state = loop.call(state)
+                ends = loop.done == stage.updates or self.interrupt.received
+                if ends or loop.passed(self.options.checkpoint_updates):
+                    loop.flush()
+                    seconds = facts["seconds"] + time.monotonic() - began
+                    traces = max(facts["traces"], training.step.traces)
+                    kept.save(state, {"seconds": seconds, "traces": traces})
+        self.accounted += time.monotonic() - began
         if self.interrupt.received:
-            self.progress.say(f"{stage.name}: stopped, saved at update {done}")
+            self.progress.say(f"{stage.name}: stopped and saved at update {loop.done}")
         self.interrupt.check()
 
-    # Evaluation and report.
-
-    def evaluate(self) -> list[dict]:
+    def _evaluate(self) -> list[dict]:
         """All rows' entries, measuring those that are missing."""
         evaluation, todo = self.evaluation, rows(self.setup)
         missing = [row for row in todo if not evaluation.done(row)]
+        began = time.monotonic()
+
+        def advance(work, text):
+            self.interrupt.check()
+            self.progress.advance(work, text)
+
         if missing:
-            teacher = None
-            if len(self.setup.trainings) == 2:
-                training = self.setup.trainings[0]
-                teacher, _ = self.weights(training, training.stages[-1])
+            base, ladder = self.setup.trainings[0], self.setup.trainings[-1]
+            teacher = None  # the exact one
+            if base is not ladder:
+                teacher, _ = self._weights(base, base.stages[-1])
+            evaluation.prepare(teacher, advance)
+        for row in missing:
+            params = teacher
+            if row.model == "student":
+                params, _ = self._weights(ladder, self.students[row.num_steps])
+            evaluation.measure(row, params, time.monotonic() - began, advance)
+            self.accounted += time.monotonic() - began
             began = time.monotonic()
-
-            def advance(text):
-                def call(work):
-                    self.interrupt.check()
-                    self.progress.advance(work, text)
-
-                return call
-
-            references = evaluation.references(teacher, advance("reference samples"))
-            ladder = self.setup.trainings[-1]
-            students = {stage.num_steps: stage for stage in ladder.stages}
-            for row in missing:
-                params = teacher
-                if row.model == "student":
-                    params, _ = self.weights(ladder, students[row.num_steps])
-                text = f"sampling: {row.model}, {row.num_steps} steps"
-                entry = evaluation.measure(row, params, references, advance(text))
-            self.seconds_here += time.monotonic() - began
         return [evaluation.entry(row) for row in todo]
 
-    def report(self, entries: list[dict]) -> dict:
+    def _report(self, entries: list[dict]) -> dict:
         """Puts the report together and writes it."""
-        setup = self.setup
         seconds, traces = {"teacher": 0.0, "ladder": 0.0}, {}
-        for training in setup.trainings:
-            facts = [self.weights(training, s)[1] for s in training.stages]
+        for training in self.setup.trainings:
+            facts = [self._weights(training, s)[1] for s in training.stages]
             seconds[training.name] = sum(f["seconds"] for f in facts)
             traces[training.name] = max(f["traces"] for f in facts)
         seconds["evaluation"] = sum(e["seconds"] for e in entries)
-        # What this process did besides: starting up, restoring, the report itself.
-        rest = time.monotonic() - self.began - self.seconds_here
+        rest = time.monotonic() - self.began - self.accounted
         seconds["total"] = sum(seconds.values()) + rest
         result = {
             "config": self.name,
             "rows": [{k: v for k, v in e.items() if k != "seconds"} for e in entries],
             "seconds": {k: round(v, 1) for k, v in seconds.items()},
             "traces": traces,
-            "protocol": self._protocol(),
+            "protocol": self.evaluation.protocol(),
             "versions": {
                 "pd_jax": __version__,
                 "jax": jax.__version__,
                 "jaxlib": jaxlib.__version__,
             },
         }
-        files = report.write(self.workdir, result, self.evaluation, setup)
-        print(report.console_table(result["rows"]))
+        files = report.write(self.workdir, result, self.evaluation, self.setup)
+        print(report.table(result["rows"]))
         print("time: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()))
         print(f"wrote {', '.join(f for f in files if '/' not in f)} in {self.workdir}")
         return result
-
-    def _protocol(self) -> dict[str, str]:
-        ev, num = self.setup.config.eval, len(self.setup.dataset.images)
-        paired = f"root mean squared difference of {ev.paired_samples} samples to "
-        clip = "clipped" if ev.clip else "not clipped"
-        return {
-            "samples": f"{ev.num_samples} per row, one noise set, {clip}",
-            "frechet_pixels": f"Frechet distance of {ev.num_samples} samples to the "
-            f"{num} training examples, on raw values in [-1, 1]",
-            "rmse_to_teacher": f"{paired}the teacher's own of {ev.reference_steps} steps "
-            "from the same noise",
-            "rmse_to_exact": f"{paired}where the exact probability flow takes the same "
-            "noise",
-        }
-
-
-class _Loop:
-    """The hot loop of one stage: never waits for the device but one interval late."""
-
-    def __init__(self, run: _Run, training: Training, stage: Stage, done: int):
-        self._run, self._training, self._stage = run, training, stage
-        self._every = run.options.log_updates
-        self._now: list[dict] = []  # metrics of this interval, still on the device
-        self._before: tuple[int, list[dict]] | None = None  # of the one before
-        self._at = done
-        self._clock = time.monotonic(), done
-        self._text = f"{stage.name}  starting"
-
-    def call(self, state, done: int):
-        """One call of the step; returns the state and the updates done."""
-        training, substeps = self._training, self._run.options.substeps
-        batch = self._run.setup.dataset.batch(
-            done * training.batch,
-            substeps * training.batch,
-            (*training.seed, self._stage.index),
-        )
-        state, metrics = training.step(state, batch, training.key)
-        self._now.append(metrics)
-        done += substeps
-        self._at = done
-        if done // self._every != (done - substeps) // self._every:
-            self._emit(self._before)
-            self._before, self._now = (done, self._now), []
-        self._run.progress.advance(substeps * training.work_per_update, self._text)
-        return state, done
-
-    def flush(self) -> None:
-        """Writes all that is still held back; waits for the device."""
-        self._emit(self._before)
-        self._emit((self._at, self._now))
-        self._before, self._now = None, []
-
-    def _emit(self, interval: tuple[int, list[dict]] | None) -> None:
-        if interval is None or not interval[1]:
-            return
-        update, metrics = interval
-        metrics = jax.device_get(metrics)
-        entry = {"stage": self._stage.name, "update": update}
-        entry |= {k: float(sum(m[k] for m in metrics) / len(metrics)) for k in metrics[0]}
-        self._run.lines.write(entry)
-        (clock, at), self._clock = self._clock, (time.monotonic(), update)
-        rate = (update - at) / max(self._clock[0] - clock, 1e-9)
-        self._text = (
-            f"{self._stage.name}  {update}/{self._stage.updates}  "
-            f"loss {entry['loss']:.3g}  {rate:.0f} updates/s"
-        )

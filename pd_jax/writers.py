@@ -80,9 +80,12 @@ class Progress:
         elif time.monotonic() - self._printed >= self._seconds:
             self._printed = time.monotonic()
             share = self._done / self._total
-            rate = (self._done - self._initial) / (self._printed - self._began)
-            left = tqdm.format_interval((self._total - self._done) / max(rate, 1e-9))
-            print(f"{share:4.0%}, {left} left  {self._text}", flush=True)
+            done = self._done - self._initial
+            left = (self._total - self._done) * (self._printed - self._began) / done
+            # The first per cent goes into compiling, and says little.
+            known = done > 0.01 * self._total
+            left = f", {tqdm.format_interval(left)} left" if known else ""
+            print(f"{share:4.0%}{left}  {self._text}", flush=True)
 
     def say(self, line: str) -> None:
         """Prints a line of its own, above the bar."""

@@ -73,16 +73,23 @@ def known() -> list[str]:
     return names.members(sys.modules[__name__])
 
 
-def get(name: str, **options) -> Dataset:
+def _load(name: str):
+    return names.member(sys.modules[__name__], name, "data set").load
+
+
+def options(name: str) -> dict:
+    """A data set's options with their defaults."""
+    parameters = inspect.signature(_load(name)).parameters.values()
+    return {p.name: p.default for p in parameters}
+
+
+def get(name: str, **kw) -> Dataset:
     """Loads the data set called `name` with its own options.
 
     Raises:
       ValueError: for an unknown name or option, listing the known ones, or data that
         cannot be used.
     """
-    load = names.member(sys.modules[__name__], name, "data set").load
-    for option in options:
-        names.check(
-            option, inspect.signature(load).parameters, f'option of data set "{name}"'
-        )
-    return load(**options)
+    for key in kw:
+        names.check(key, options(name), f'option of data set "{name}"')
+    return _load(name)(**kw)

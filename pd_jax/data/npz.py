@@ -21,16 +21,25 @@ def load(path: str = "", image_key: str = "images", label_key: str = "") -> Data
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f'data.path="{path}": no such file; give a .npz archive')
+    wanted = [key for key in (image_key, label_key) if key]
     try:
         # allow_pickle stays off: reading runs no code from the file.
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {k: archive[k] for k in (image_key, label_key) if k}
-    except KeyError as error:
-        with np.load(file, allow_pickle=False) as archive:
-            inside = ", ".join(archive.files)
-        raise ValueError(f"{path}: {error.args[0]}; the file has: {inside}") from error
-    except (ValueError, OSError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as archive:
+            inside = archive.files
+            arrays = {key: archive[key] for key in wanted if key in inside}
+    except (
+        ValueError,
+        OSError,
+        zipfile.BadZipFile,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise ValueError(f"{path}: not a readable .npz archive ({error})") from error
+    for key in wanted:
+        if key not in arrays:
+            raise ValueError(
+                f'{path}: no array "{key}"; the file has: {", ".join(inside)}'
+            )
     images = arrays[image_key]
     if images.ndim != 4 or not len(images):
         raise ValueError(

@@ -25,5 +25,6 @@ def load(
     mode = rng.integers(modes, size=num_points)
     points = means[mode] + std * rng.standard_normal((num_points, 2))
     return Dataset(
-        points.astype(np.float32), denoise=analytic.mixture(means.astype(np.float32), std)
+        points.astype(np.float32),
+        denoise=analytic.mixture(means.astype(np.float32), std),
     )

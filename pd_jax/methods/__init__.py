@@ -1,20 +1,20 @@
 """What is learnt: one training objective a file, found by name.
 
-A method's file defines `Method`, a frozen dataclass built from a model, a schedule and a
-`Descent`, with
+A method's file defines `Method`, a frozen dataclass built from a model, a schedule and
+a `Descent`, with
 
-    start(weights, stage) -> state         a stage's first state; `weights` are what the
-                                           stage before handed over, or fresh ones
+    start(weights, stage) -> state     a stage's first state; `weights` are what the
+                                       stage before handed over, or fresh ones
     update(state, batch, keys) -> (state, metrics)
-                                           pure; per device, axis "batch"; one key per
-                                           example; state.step grows by one
-    result(state) -> weights               what a finished stage hands over
+                                       pure; per device, axis "batch"; one key per
+                                       example; state.step grows by one
+    result(state) -> weights           what a finished stage hands over
 
-The state is the method's own pytree with fields `step` and `stage`: a method with a
-self-average or a second network and optimiser adds them there. Numbers that change from
-stage to stage come from `state.stage`, traced, never from Python: that is what makes one
-compiled update serve a whole ladder. `forwards` counts network evaluations per example
-and update, a backward pass as two.
+The state is the method's own pytree with fields `step`, `stage` and `teacher`: a method
+with a self-average or a second network and optimiser adds them there. Numbers that
+change from stage to stage come from `state.stage`, traced, never from Python: that is
+what makes one compiled update serve a whole ladder.
+`forwards` counts network evaluations per example and update, a backward pass as two.
 """
 
 import sys

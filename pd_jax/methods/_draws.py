@@ -17,16 +17,14 @@ def uniform_times(keys: jax.Array) -> jax.Array:
 
 
 def grid_times(keys: jax.Array, num_steps: jax.Array) -> jax.Array:
-    """t = i/N with i uniform in 1..N, [B]; N may be traced."""
-    i = _draw(keys, TIME, lambda key: jax.random.randint(key, (), 1, num_steps + 1))
-    return i.astype(jnp.float32) / num_steps.astype(jnp.float32)
+    """t = i/N with i uniform in 1..N, [B]; N may be traced, up to 2^23."""
+    num_steps = jnp.asarray(num_steps, jnp.float32)
+    return (jnp.floor(uniform_times(keys) * num_steps) + 1.0) / num_steps
 
 
 def normal_like(keys: jax.Array, x: jax.Array) -> jax.Array:
     """Standard normal noise of x's shape [B, ...]."""
-    return _draw(
-        keys, NOISE, lambda key: jax.random.normal(key, x.shape[1:], x.dtype)
-    )
+    return _draw(keys, NOISE, lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
 
 
 def dropout_key(keys: jax.Array) -> jax.Array:

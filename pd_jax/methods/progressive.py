@@ -28,7 +28,7 @@ class Method:
       model, schedule, descent: what is trained, on which noise levels, and how.
       weighting: loss weight, of `diffusion.weighted_mse`.
       teacher_steps: teacher steps per student step, k.
-      exact: a denoiser that teaches the run's first stage (index 0) in place of weights.
+      exact: a denoiser that teaches the first stage (index 0) in place of weights.
     """
 
     model: Model

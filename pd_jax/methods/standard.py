@@ -1,7 +1,9 @@
 """Standard training of a diffusion model: predict the data that noise was added to.
 
-For x, t and eps: z_t = alpha_t x + sigma_t eps, and the weighted error of the prediction
-at (z_t, t) against (x, eps). Source: Salimans & Ho 2022, algorithm 1 (2202.00512).
+For x, t and eps: z_t = alpha_t x + sigma_t eps, and the weighted error of the
+prediction at (z_t, t) against (x, eps).
+
+Source: Salimans & Ho 2022, algorithm 1 (2202.00512).
 """
 
 import dataclasses

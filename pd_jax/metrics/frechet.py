@@ -1,6 +1,6 @@
 """Frechet distance between two Gaussians fitted to data, in float64 on the host.
 
-    d^2 = |mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)
+    d^2 = |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^1/2)
 
 Source: Dowson & Landau 1982; Heusel et al. 2017 (1706.08500) for features of images.
 """
@@ -26,26 +26,26 @@ class Moments(NamedTuple):
         return cls(flat.mean(axis=0), covariance)
 
 
-def frechet_distance(
-    a: Moments | np.ndarray, b: Moments | np.ndarray
-) -> float:
+def frechet_distance(a: Moments | np.ndarray, b: Moments | np.ndarray) -> float:
     """Squared Frechet distance (the "FID" form) of two sets.
 
     Args:
       a, b: examples [N, ...], or their Moments.
 
     The product of two covariances is not symmetric, and its square root is unstable
-    where they are singular (pixels that never change). A^1/2 B A^1/2 has the same
-    spectrum and is symmetric: its eigenvalues are taken, none below 0.
+    where they are singular (pixels that never change). Its trace is also the sum of the
+    singular values of A^1/2 B^1/2, which are never below 0.
     """
     a, b = (s if isinstance(s, Moments) else Moments.of(s) for s in (a, b))
     if a.mean.shape != b.mean.shape:
         raise ValueError(
             f"{a.mean.size} and {b.mean.size} dimensions: both sets need the same"
         )
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    values = np.linalg.eigvalsh(root @ b.covariance @ root)
-    cross = np.sum(np.sqrt(np.maximum(values, 0.0)))
+    cross = np.linalg.norm(_root(a.covariance) @ _root(b.covariance), "nuc")
     spread = np.trace(a.covariance) + np.trace(b.covariance) - 2.0 * cross
-    return float(np.sum(np.square(a.mean - b.mean)) + spread)
+    return max(0.0, float(np.sum(np.square(a.mean - b.mean)) + spread))
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T

@@ -4,11 +4,12 @@ A network's file defines `Network`, a Flax module called with
 
     (z [B, ...], logsnr [B], label [B] int32 or None, train=False) -> output [B, ...]
 
-Its output is raw, of z's shape but for the last axis, which is `out_ch` wide. Dropout
-draws from the rng collection "dropout" when `train` is true. What the output means is
-said in one place, `pd_jax.denoisers`.
+Its output is raw, of z's shape but for the last axis, which is `out_ch` wide. The field
+`dropout` is set for each training; it draws from the rng collection "dropout" when
+`train` is true. What the output means is said in one place, `pd_jax.denoisers`.
 """
 
+import dataclasses
 import sys
 
 import flax.linen as nn
@@ -21,14 +22,30 @@ def known() -> list[str]:
     return names.members(sys.modules[__name__])
 
 
-def get(name: str, **fields) -> nn.Module:
+def _network(name: str) -> type[nn.Module]:
+    return names.member(sys.modules[__name__], name, "network").Network
+
+
+def fields(name: str) -> dict:
+    """The fields of a network that a config sets, with their defaults.
+
+    Two more are set where the network is used: `out_ch` by the data and the output
+    kind, `dropout` by each training.
+    """
+    return {
+        f.name: f.default
+        for f in dataclasses.fields(_network(name))
+        if f.name not in ("parent", "name", "out_ch", "dropout")
+    }
+
+
+def get(name: str, **kw) -> nn.Module:
     """The network called `name`, built with its own fields.
 
     Raises:
       ValueError: for an unknown name or field, listing the known ones.
     """
-    network = names.member(sys.modules[__name__], name, "network").Network
-    allowed = [f for f in network.__dataclass_fields__ if f not in ("parent", "name")]
-    for field in fields:
-        names.check(field, allowed, f'field of network "{name}"')
-    return network(**fields)
+    for key in kw:
+        allowed = [*fields(name), "out_ch", "dropout"]
+        names.check(key, allowed, f'field of network "{name}"')
+    return _network(name)(**kw)

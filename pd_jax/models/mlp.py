@@ -21,13 +21,14 @@ def time_embedding(logsnr: jax.Array, width: int) -> jax.Array:
 
 
 class Block(nn.Module):
-    """Pre-norm residual block, scaled and shifted by the embedding; starts as identity."""
+    """Pre-norm residual block, modulated by the embedding; starts as the identity."""
 
     width: int
     dropout: float
 
     @nn.compact
     def __call__(self, h: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
+        """Maps h and embedding, both [B, width], to [B, width]."""
         scale, shift = jnp.split(
             nn.Dense(2 * self.width, name="modulate")(embedding), 2, axis=-1
         )
@@ -64,6 +65,12 @@ class Network(nn.Module):
         label: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
+        """Maps z [B, ...], logsnr [B] and label [B] int32 to [B, ..., out_ch]."""
+        if self.width < 4 or self.width % 2:
+            raise ValueError(f"model.width={self.width}: must be even and at least 4")
+        for key in ("num_blocks", "num_classes"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"model.{key}={getattr(self, key)}: at least 0")
         embedding = time_embedding(logsnr, self.width)
         embedding = nn.Dense(self.width, name="embed0")(embedding)
         embedding = nn.Dense(self.width, name="embed1")(nn.swish(embedding))

@@ -1,0 +1,78 @@
+"""The hot loop of one stage: never waits for the device, but one interval late."""
+
+import time
+
+import jax
+
+from pd_jax.data import Dataset
+from pd_jax.ladder import Stage
+from pd_jax.setup import Training
+from pd_jax.writers import JsonLines, Progress
+
+
+class Loop:
+    """Feeds a stage's step, and writes its metrics as means over intervals.
+
+    Attributes:
+      done: updates done in the stage.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        stage: Stage,
+        dataset: Dataset,
+        done: int,
+        log_updates: int,
+        lines: JsonLines,
+        progress: Progress,
+    ):
+        self.done = done
+        self._training, self._stage, self._dataset = training, stage, dataset
+        self._every, self._lines, self._progress = log_updates, lines, progress
+        self._held: list[dict] = []  # this interval's metrics, still on the device
+        self._late: tuple[int, list[dict]] | None = None  # those of the one before
+        self._clock = time.monotonic(), done
+        self._text = f"{stage.name}  starting"
+
+    def passed(self, every: int) -> bool:
+        """Whether the last call went past a multiple of `every` updates."""
+        return self.done // every != (self.done - self._training.step.substeps) // every
+
+    def call(self, state):
+        """One call of the step; returns the new state, not waited for."""
+        training = self._training
+        size = training.step.substeps * training.batch
+        seed = (*training.seed, self._stage.index)
+        batch = self._dataset.batch(self.done * training.batch, size, seed)
+        state, metrics = training.step(state, batch, training.key)
+        self.done += training.step.substeps
+        self._held.append(metrics)
+        if self.passed(self._every):
+            self._write(self._late)
+            self._late, self._held = (self.done, self._held), []
+        work = size * training.method.forwards
+        self._progress.advance(work, self._text)
+        return state
+
+    def flush(self) -> None:
+        """Writes all that is still held; waits for the device."""
+        self._write(self._late)
+        self._write((self.done, self._held))
+        self._late, self._held = None, []
+
+    def _write(self, interval: tuple[int, list[dict]] | None) -> None:
+        if interval is None or not interval[1]:
+            return
+        update, metrics = interval
+        metrics = jax.device_get(metrics)
+        entry = {"stage": self._stage.name, "update": update}
+        for name in metrics[0]:
+            entry[name] = float(sum(m[name] for m in metrics) / len(metrics))
+        self._lines.write(entry)
+        (before, at), self._clock = self._clock, (time.monotonic(), update)
+        rate = (update - at) / max(self._clock[0] - before, 1e-9)
+        self._text = (
+            f"{self._stage.name}  {update}/{self._stage.updates}  "
+            f"loss {entry['loss']:.3g}  {rate:.0f} updates/s"
+        )

@@ -1,0 +1,31 @@
+"""Four fake devices, and no silent broadcasting, in every test."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+flags = os.environ.get("XLA_FLAGS", "")
+if "device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def cosine():
+    from pd_jax import schedules
+
+    return schedules.get("cosine")
+
+
+@pytest.fixture(scope="session")
+def vectors():
+    """Outputs of the released reference implementation; their story is in README.md."""
+    import pathlib
+
+    import numpy as np
+
+    with np.load(pathlib.Path(__file__).parent / "vectors_maths_v.npz") as file:
+        return dict(file)

@@ -1,0 +1,82 @@
+"""A file imports only from lower floors, or a named neighbour."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "pd_jax"
+
+FLOORS = [
+    {"__init__", "names"},
+    {"schedules", "diffusion", "arcs", "samplers", "ladder", "analytic"},
+    {"models", "denoisers", "state", "optim"},
+    {"methods"},
+    {"step"},
+    {"data", "metrics", "checkpoint", "writers", "interrupt"},
+    {"config", "setup", "evaluate", "report", "loop"},
+    {"train"},
+    {"main"},
+]
+NEIGHBOURS = {
+    "arcs": {"schedules", "diffusion"},
+    "samplers": {"schedules", "diffusion", "arcs"},
+    "analytic": {"diffusion", "arcs"},
+    "optim": {"state"},
+    "denoisers": {"models"},
+    "setup": {"config"},
+    "evaluate": {"setup"},
+    "report": {"setup", "evaluate"},
+    "loop": {"setup"},
+}
+MATHS_LIBRARIES = {"jax", "numpy", "pd_jax"}
+FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path):
+    """Modules that a file imports, as dotted names with the names taken from them."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    here = room(path)
+    for name in imports(path):
+        if not name.startswith("pd_jax."):
+            continue
+        there = name.split(".")[1]
+        there = there if there in FLOOR else "__init__"
+        allowed = (
+            FLOOR[there] < FLOOR[here]
+            or there == here
+            or there in NEIGHBOURS.get(here, ())
+        )
+        assert allowed, f"{path.name} imports {name}, which is not below it"
+
+
+@pytest.mark.parametrize("name", sorted(FLOORS[1]))
+def test_maths_needs_jax_alone(name):
+    import sys
+
+    for found in imports(PACKAGE / f"{name}.py"):
+        top = found.split(".")[0]
+        assert top in MATHS_LIBRARIES or top in sys.stdlib_module_names
+
+
+def test_only_step_says_pmap():
+    says = [p.name for p in FILES if "jax.pmap(" in p.read_text()]
+    assert says == ["step.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_stay_short(path):
+    assert len(path.read_text().splitlines()) <= 400

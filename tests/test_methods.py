@@ -1,0 +1,287 @@
+"""Methods and the step that runs them, on several fake devices."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pd_jax import analytic, methods, models
+from pd_jax.denoisers import Model
+from pd_jax.ladder import Stage
+from pd_jax.methods import _draws
+from pd_jax.optim import Descent
+from pd_jax.step import Step
+
+RNG = np.random.default_rng(0)
+SHAPE = (4, 4, 1)
+STAGE = Stage("student_4", 1, 4, 20, 1e-3)
+
+
+def batch(size, substeps=1, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.uniform(-1, 1, (size * substeps, *SHAPE)).astype(np.float32),
+        "label": rng.integers(0, 3, size * substeps).astype(np.int32),
+    }
+
+
+def method_of(name, cosine, descent=None, **kw):
+    model = Model(models.get("mlp", width=16, num_blocks=1, num_classes=3), "v")
+    return methods.get(name)(model, cosine, descent or Descent(), **kw)
+
+
+def weights_of(method, seed=0):
+    params = method.model.init(jax.random.key(seed), SHAPE)
+    return jax.tree.map(
+        lambda p: p + 0.1 * jnp.asarray(RNG.standard_normal(p.shape), p.dtype), params
+    )
+
+
+def train(method, weights, devices, updates=20, size=16, substeps=1):
+    step = Step(method.update, devices, substeps)
+    state = step.place(method.start(weights, STAGE))
+    key = step.place(jax.random.key(3))
+    for i in range(0, updates, substeps):
+        parts = [batch(size, seed=i + j) for j in range(substeps)]
+        whole = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        state, metrics = step(state, whole, key)
+    return state, metrics, step
+
+
+@pytest.mark.parametrize("name", methods.known())
+def test_contract(name, cosine):
+    method = method_of(name, cosine, Descent(ema=0.9))
+    weights = weights_of(method)
+    state, metrics, step = train(method, weights, jax.devices(), updates=3)
+    assert int(state.step) == 3
+    assert step.traces == 1
+    chex.assert_tree_all_finite(metrics)
+    assert {"loss", "grad_norm", "learning_rate"} <= set(metrics)
+    result = method.result(state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(result, weights)
+    # The hand-over: a new stage starts from the result, with all else fresh.
+    after = method.start(result, STAGE)
+    chex.assert_trees_all_equal(after.params, result)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert int(after.step) == 0
+    moments = jax.tree.leaves(after.opt_state)
+    assert all(not np.any(np.asarray(a)) for a in moments)
+    assert method.forwards >= 3
+
+
+@pytest.mark.parametrize("name", methods.known())
+def test_device_counts_agree(name, cosine):
+    method = method_of(name, cosine)
+    weights = weights_of(method)
+    one, metrics_one, _ = train(method, weights, jax.devices()[:1])
+    four, metrics_four, _ = train(method, weights, jax.devices())
+    assert float(metrics_one["loss"]) == pytest.approx(
+        float(metrics_four["loss"]), rel=1e-4
+    )
+    for a, b in zip(*(jax.tree.leaves(jax.device_get(s.params)) for s in (one, four))):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), one.params, weights)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+@pytest.mark.parametrize("name", methods.known())
+def test_microbatches_and_substeps_change_nothing(name, cosine):
+    weights = weights_of(method_of(name, cosine))
+    plain, _, _ = train(method_of(name, cosine), weights, jax.devices()[:2])
+    parts = method_of(name, cosine, Descent(microbatches=4))
+    parts, _, _ = train(parts, weights, jax.devices()[:2])
+    joined, _, step = train(
+        method_of(name, cosine), weights, jax.devices()[:2], substeps=5
+    )
+    assert step.traces <= 2  # a scan traces its body once more
+    for other in (parts, joined):
+        assert int(other.step) == 20
+        for a, b in zip(
+            *(jax.tree.leaves(jax.device_get(s.params)) for s in (plain, other))
+        ):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def compiles():
+    """A list that grows with every compilation from now on."""
+    found = []
+
+    def listen(event, seconds, **kw):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(kw)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return found
+
+
+@pytest.mark.parametrize("exact", [None, analytic.gaussian(0.0, 0.5)])
+def test_a_ladder_traces_and_compiles_once(exact, cosine):
+    method = method_of(
+        "progressive", cosine, Descent(ema=0.9, decay="linear"), exact=exact
+    )
+    step = Step(method.update)
+    key = step.place(jax.random.key(0))
+    weights, counted, batches = weights_of(method), [], batch(16)
+    found = compiles()
+    for index, num_steps in enumerate((8, 4, 2, 1)):
+        stage = Stage("s", index, num_steps, 10 + index, 1e-3 / num_steps)
+        state = step.place(method.start(weights, stage))
+        jax.block_until_ready(state)
+        before = len(found)
+        for _ in range(3):
+            state, metrics = step(state, batches, key)
+            jax.block_until_ready(metrics)
+        counted.append(len(found) - before)
+        weights = method.result(state)
+    assert step.traces == 1
+    assert counted == [1, 0, 0, 0]
+
+
+def test_exact_teacher_teaches_the_first_stage_only(cosine):
+    """Far from the teacher's weights the two kinds of teacher give different losses."""
+    plain = method_of("progressive", cosine)
+    taught = method_of("progressive", cosine, exact=analytic.gaussian(0.0, 0.5))
+    weights, losses = weights_of(plain), {}
+    for name, method in (("plain", plain), ("taught", taught)):
+        step = Step(method.update, jax.devices()[:1])
+        for index in (0, 1):
+            stage = Stage("s", index, 4, 10, 1e-3)
+            state = step.place(method.start(weights, stage))
+            _, metrics = step(state, batch(16), step.place(jax.random.key(0)))
+            losses[name, index] = float(metrics["loss"])
+    assert losses["plain", 1] == losses["taught", 1]
+    assert abs(losses["plain", 0] - losses["taught", 0]) > 1e-3
+
+
+def test_a_student_of_itself_at_no_distance_has_no_loss(cosine):
+    """One teacher step a student step: the student, a copy of it, is perfect."""
+    method = method_of("progressive", cosine, teacher_steps=1, weighting="snr_plus_1")
+    _, metrics, _ = train(method, weights_of(method), jax.devices(), updates=1)
+    assert float(metrics["loss"]) < 1e-9
+
+
+def test_distilling_a_gaussian_finds_the_closed_form(cosine):
+    """One student step that equals the exact teacher's eight, joined."""
+    from pd_jax import arcs
+
+    teacher = analytic.gaussian(0.2, 0.4)
+    model = Model(models.get("mlp", width=64, num_blocks=2), "v")
+    method = methods.get("progressive")(
+        model, cosine, Descent(decay="cosine"), "snr_plus_1", 8, teacher
+    )
+    step = Step(method.update, jax.devices()[:1])
+    stage = Stage("student_1", 0, 1, 400, 3e-3)
+    state = step.place(method.start(model.init(jax.random.key(0), (1,)), stage))
+    key = step.place(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    for _ in range(stage.updates):
+        x = (0.2 + 0.4 * rng.standard_normal((256, 1))).astype(np.float32)
+        state, _ = step(state, {"image": x}, key)
+    z = jnp.linspace(-2, 2, 41)[:, None]
+    t = jnp.ones(41)
+    truth = arcs.target(teacher, z, t, 1, cosine, 8)
+    found = model.denoiser(method.result(state))(z, cosine(t)).x
+    assert float(jnp.sqrt(jnp.mean((found - truth) ** 2))) < 0.02
+
+
+def test_draws_are_the_examples_own(cosine):
+    keys = jax.random.split(jax.random.key(0), 4000)
+    x = jnp.zeros((4000, 3))
+    noise = _draws.normal_like(keys, x)
+    np.testing.assert_array_equal(noise[10:20], _draws.normal_like(keys[10:20], x[:10]))
+    assert abs(float(noise.mean())) < 0.03
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.03)
+    t = _draws.uniform_times(keys)
+    assert float(t.min()) >= 0.0
+    assert float(t.max()) < 1.0
+    assert float(t.mean()) == pytest.approx(0.5, abs=0.02)
+    i = np.asarray(_draws.grid_times(keys, jnp.int32(5)) * 5)
+    np.testing.assert_allclose(i, np.round(i), atol=1e-6)
+    assert np.all(np.bincount(np.round(i).astype(int), minlength=6)[1:] > 700)
+    assert i.min() >= 0.9
+
+
+def test_learning_rate_and_average():
+    stage = Stage("s", 0, 1, 100, 2.0)
+    state = Descent(ema=0.5).start({"w": jnp.zeros(2)}, stage)
+
+    def rate(step, **kw):
+        return float(Descent(**kw).learning_rate(jnp.int32(step), state.stage))
+
+    assert rate(99) == 2.0
+    assert rate(0, decay="linear") == 2.0
+    assert rate(75, decay="linear") == pytest.approx(0.5)
+    assert rate(50, decay="cosine") == pytest.approx(1.0, abs=1e-5)
+    assert rate(0, warmup_updates=4) == pytest.approx(0.5)
+    assert rate(3, warmup_updates=4) == 2.0
+    assert state.weights is state.ema
+    with pytest.raises(ValueError, match="constant, cosine, linear"):
+        Descent(decay="steep")
+
+
+@pytest.mark.parametrize(
+    ("slopes", "clip", "used"),
+    [
+        ((6.0, 2.0), 0.0, 4.0),
+        ((6.0, 2.0), 1.0, 1.0),
+        ((6.0, 2.0), 9.0, 4.0),
+        # Clipped device by device, these would cancel.
+        ((1000.0, -999.0), 1.0, 0.5),
+    ],
+)
+def test_the_gradient_is_averaged_and_then_clipped(slopes, clip, used):
+    descent = Descent(clip_norm=clip)
+
+    def loss(params, batch, keys):
+        return batch["slope"] * params["w"]
+
+    step = Step(
+        lambda state, batch, keys: descent.update(state, loss, batch, keys),
+        jax.devices()[:2],
+    )
+    stage = Stage("s", 0, 1, 10, 1.0)
+    state = step.place(descent.start({"w": jnp.float32(0.0)}, stage))
+    batch = {"slope": np.array(slopes, np.float32)}
+    state, metrics = step(state, batch, step.place(jax.random.key(0)))
+    assert float(metrics["grad_norm"]) == pytest.approx(np.mean(slopes), rel=1e-5)
+    moment = optax.tree_utils.tree_get(state.opt_state, "mu")["w"]
+    assert float(moment) == pytest.approx(0.1 * used, rel=1e-5)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("name", methods.known())
+def test_the_step_lowers_for_accelerators(name, platform, cosine):
+    method = method_of(name, cosine)
+    step = Step(method.update, substeps=2)
+    state = step.place(method.start(weights_of(method), STAGE))
+    batches = jax.tree.map(step._share, batch(8, substeps=2))
+    traced = jax.jit(step._mapped).trace(state, batches, step.place(jax.random.key(0)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert "all_reduce" in text
+
+
+PROGRAM = """
+import hashlib, jax
+from tests.test_methods import *
+from pd_jax import schedules
+method = method_of("progressive", schedules.cosine())
+state, _, _ = train(method, method.model.init(jax.random.key(0), SHAPE), jax.devices())
+leaves = jax.tree.leaves(jax.device_get(state.params))
+print(hashlib.sha256(b"".join(a.tobytes() for a in leaves)).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_same_bits_in_another_process():
+    run = functools.partial(
+        subprocess.run, [sys.executable, "-c", PROGRAM], capture_output=True, text=True
+    )
+    found = {run(env=dict(os.environ), check=True).stdout for _ in range(2)}
+    assert len(found) == 1
