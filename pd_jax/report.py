@@ -108,7 +108,10 @@ def plot_landing(evaluation: Evaluation, rows: list[Row], exact: bool) -> bytes:
     Points are coloured by the direction of their noise, so that a point in the wrong
     place shows as a colour in the wrong place.
     """
-    panels = [(f"{row.model}, {row.num_steps} steps", row.name) for row in rows]
+    panels = [
+        (f"{row.model}, {row.num_steps} step{'s' * (row.num_steps > 1)}", row.name)
+        for row in rows
+    ]
     if exact:
         panels.insert(0, ("exact map", "reference_exact"))
     noise = evaluation.noise
