@@ -32,7 +32,9 @@ class StageCheckpoints:
         self._directory = workdir.absolute() / "checkpoints" / stage.name
         self._manager = ocp.CheckpointManager(
             self._directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=2, create=True, cleanup_tmp_directories=True
+            ),
             item_names=("state", "facts"),
         )
 

@@ -3,7 +3,8 @@
     python -m pd_jax.main --config=configs/digits.py[:VARIANT]
         [--workdir=DIR] [--mode=run] [--config.KEY=VALUE ...]
 
-Exit codes: 0 done, 2 a mistake in what was given, 128 + N stopped by signal N.
+Exit codes: 0 done, 1 a file that cannot be read or written, 2 a mistake in what was
+given, 128 + N stopped by signal N.
 """
 
 import os
@@ -82,6 +83,12 @@ def main(argv: list[str]) -> int:
     except Interrupted as stop:
         print(f"stopped by {stop}; the same command goes on", file=sys.stderr)
         return stop.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"error: {error}; the same command goes on from there", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -64,13 +64,18 @@ def _open(workdir: pathlib.Path, config: ConfigDict) -> dict | None:
                 + "\n  ".join(changed)
                 + "\nUse those values again, or another folder with --workdir=DIR."
             )
-    elif workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+    elif workdir.exists() and (not workdir.is_dir() or _visible(workdir)):
         raise ValueError(
             f"{workdir} is there, has no config.json, and so is not a folder of a run: "
             "use another one with --workdir=DIR"
         )
     done = workdir / "report.json"
     return json.loads(done.read_text()) if done.exists() else None
+
+
+def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Files but the hidden ones, which a write cut short may leave behind."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 class _Run:

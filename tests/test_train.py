@@ -1,0 +1,187 @@
+"""Whole runs, small: what is written, what is done once, what stopping costs."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pd_jax import train
+from pd_jax.config import default
+from pd_jax.interrupt import Interrupted
+from pd_jax.loop import Loop
+
+
+def tiny(**changes):
+    config = default("digits", "mlp")
+    changes = {
+        "data.num_images": 200,
+        "model.width": 8,
+        "model.num_blocks": 1,
+        "teacher.updates": 20,
+        "teacher.batch": 16,
+        "teacher.ema": 0.9,
+        "ladder.start": 4,
+        "ladder.updates": (12,),
+        "ladder.batch": 16,
+        "eval.teacher_steps": (4, 1),
+        "eval.num_samples": 70,
+        "eval.paired_samples": 20,
+        "eval.reference_steps": 8,
+        "run.checkpoint_updates": 5,
+        "run.log_updates": 4,
+        "run.eval_batch": 30,
+        **changes,
+    }
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run: its folder and its report."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    return workdir, train.run(tiny(), workdir, "tiny")
+
+
+def files(workdir):
+    return {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+
+
+def test_the_report(whole):
+    workdir, report = whole
+    assert json.loads((workdir / "report.json").read_text()) == report
+    assert report["config"] == "tiny"
+    assert report["traces"] == {"teacher": 1, "ladder": 1}
+    rows = [(r["model"], r["num_steps"]) for r in report["rows"]]
+    assert rows == [("teacher", 4), ("teacher", 1), ("student", 2), ("student", 1)]
+    for row in report["rows"]:
+        assert row["sampler"] == "ddim"
+        assert set(row["metrics"]) == {"frechet_pixels", "rmse_to_teacher"}
+        assert all(np.isfinite(v) for v in row["metrics"].values())
+    seconds = report["seconds"]
+    parts = seconds["teacher"] + seconds["ladder"] + seconds["evaluation"]
+    assert min(seconds.values()) > 0
+    assert seconds["total"] >= parts - 0.3  # of rounding
+    text = (workdir / "report.md").read_text()
+    assert "quality.png" in text
+    assert f"{report['rows'][3]['metrics']['frechet_pixels']:#.3g}" in text
+    for name in ("quality.png", "samples/teacher_1.png", "samples/student_2.png"):
+        assert name in text
+        with Image.open(workdir / name) as image:
+            assert image.size[0] > 100
+
+
+def test_the_metrics_lines_hold_every_interval_once(whole):
+    lines = [
+        json.loads(s) for s in (whole[0] / "metrics.jsonl").read_text().split("\n") if s
+    ]
+    places = [(e["stage"], e["update"]) for e in lines]
+    assert len(set(places)) == len(places)
+    # Every log_updates, and before each checkpoint.
+    assert [u for s, u in places if s == "student_2"] == [4, 5, 8, 10, 12]
+    assert all(np.isfinite(e["loss"]) for e in lines)
+    rates = [e["learning_rate"] for e in lines if e["stage"] == "teacher"]
+    assert rates == [pytest.approx(1e-3)] * len(rates)
+
+
+def test_a_second_run_does_nothing_and_says_so(whole, capsys):
+    workdir, report = whole
+    before = files(workdir)
+    assert train.run(tiny(), workdir, "tiny") == report
+    assert "nothing to do" in capsys.readouterr().out
+    assert files(workdir) == before
+    # How a run is carried out may change; what it computes may not.
+    train.run(tiny(**{"run.log_seconds": 1.0}), workdir, "tiny")
+
+
+def test_another_config_is_refused_with_the_differing_keys(whole):
+    workdir, _ = whole
+    before = files(workdir)
+    other = tiny(**{"ladder.updates": (13,), "seed": 5})
+    with pytest.raises(ValueError, match="different config") as error:
+        train.run(other, workdir, "tiny")
+    assert "ladder.updates: [12] -> [13]" in str(error.value)
+    assert "seed: 0 -> 5" in str(error.value)
+    assert "teacher" not in str(error.value)
+    assert files(workdir) == before
+
+
+def test_stopped_by_signals_and_gone_on_with_the_same_bits(
+    whole, tmp_path, monkeypatch, capsys
+):
+    stops = {3: signal.SIGINT, 14: signal.SIGTERM, 31: signal.SIGTERM}
+    calls, stopped = [0], []
+    plain = Loop.call
+
+    def call(self, state):
+        calls[0] += 1
+        if calls[0] in stops:
+            os.kill(os.getpid(), stops[calls[0]])
+        return plain(self, state)
+
+    monkeypatch.setattr(Loop, "call", call)
+    while True:
+        try:
+            report = train.run(tiny(), tmp_path / "run", "tiny")
+            break
+        except Interrupted as stop:
+            stopped.append(stop.exit_code)
+    assert stopped == [130, 143, 143]
+    assert calls[0] == 20 + 2 * 12  # no update lost, none done twice
+    assert "stopped and saved at update 3" in capsys.readouterr().out
+    assert report["rows"] == whole[1]["rows"]
+    for name in ("student_1", "teacher_4", "reference_teacher"):
+        mine, theirs = (
+            np.load(d / "evaluation" / f"{name}.npy")
+            for d in (tmp_path / "run", whole[0])
+        )
+        np.testing.assert_array_equal(mine, theirs)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    updates = [json.loads(line)["update"] for line in lines]
+    assert updates.count(20) == 1
+
+
+def test_labels_substeps_averages_and_a_factor_of_four(tmp_path):
+    config = tiny(
+        **{
+            "model.num_classes": 10,
+            "model.output": "both",
+            "ladder.start": 16,
+            "ladder.factor": 4,
+            "ladder.ema": 0.9,
+            "ladder.microbatches": 2,
+            "teacher.discrete": True,
+            "run.substeps": 4,
+            "eval.sampler": "ancestral:medium:0.3",
+        }
+    )
+    report = train.run(config, tmp_path / "run", "tiny")
+    students = [r["num_steps"] for r in report["rows"] if r["model"] == "student"]
+    assert students == [4, 1]
+
+
+def test_an_exact_teacher(tmp_path):
+    config = default("ring2d", "mlp")
+    config.update_from_flattened_dict(
+        {
+            "model.width": 16,
+            "teacher.exact": True,
+            "ladder.start": 4,
+            "ladder.batch": 64,
+            "ladder.updates": (30, 10),
+            "eval.clip": False,
+            "eval.teacher_steps": (64, 1),
+            "eval.num_samples": 50,
+            "eval.paired_samples": 50,
+        }
+    )
+    report = train.run(config, tmp_path / "run", "ring")
+    metrics = {(r["model"], r["num_steps"]): r["metrics"] for r in report["rows"]}
+    assert metrics["teacher", 64]["rmse_to_exact"] < 0.03
+    assert metrics["teacher", 1]["rmse_to_exact"] > 0.5
+    assert report["traces"] == {"ladder": 1}
+    assert report["seconds"]["teacher"] == 0.0
+    assert (tmp_path / "run" / "landing.png").exists()
