@@ -46,6 +46,7 @@ class Arc(NamedTuple):
 def travel(z: jax.Array, arc: Arc) -> jax.Array:
     """Where an arc from z lands, [B, ...] (equation 1)."""
     v, delta = arc
+    z, v = jnp.asarray(z), jnp.asarray(v)
     delta = expand(delta, z)
     return jnp.cos(delta) * z - jnp.sin(delta) * v
 
@@ -60,8 +61,8 @@ def join(z: jax.Array, first: Arc, second: Arc) -> Arc:
 
     Source: equation 2 of this module.
     """
-    (v1, d1), (v2, d2) = first, second
-    total = jnp.add(d1, d2)
+    z, v1, d1, v2, d2 = map(jnp.asarray, (z, *first, *second))
+    total = d1 + d2
     e1, e2, e = expand(d1, z), expand(d2, z), expand(total, z)
     sin1, sin2, cos2 = jnp.sin(e1), jnp.sin(e2), jnp.cos(e2)
     # Each sine ratio is at most about 1: form them before multiplying the fields.
@@ -99,6 +100,7 @@ def follow(
     """
     if teacher_steps < 1:
         raise ValueError(f"teacher_steps={teacher_steps}: at least 1")
+    z = jnp.asarray(z)
     t = jnp.broadcast_to(jnp.asarray(t, z.dtype), z.shape[:1])
     substep = 1.0 / (teacher_steps * jnp.asarray(num_steps, z.dtype))
 
@@ -132,5 +134,6 @@ def target(
 
     Source: Salimans & Ho 2022, appendix G, as equation 3 of this module.
     """
+    z = jnp.asarray(z)
     arc = follow(denoise, z, t, num_steps, schedule, teacher_steps)
     return points_at(z, arc.v, schedule.angle(jnp.asarray(t, z.dtype)))

@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from pd_jax.ladder import Stage
+from pd_jax.names import Refused
 
 FORMAT = 1  # of the saved tree and its metadata
 
@@ -79,7 +80,7 @@ class StageCheckpoints:
           The state, with `like`'s teacher, and the facts saved beside it.
 
         Raises:
-          ValueError: where the checkpoint is of another format.
+          Refused: where the checkpoint is of another format.
         """
         kept = self._manager.restore(
             self._manager.latest_step(),
@@ -92,7 +93,7 @@ class StageCheckpoints:
         )
         found = kept.facts.get("format")
         if found != FORMAT:
-            raise ValueError(
+            raise Refused(
                 f"{self._directory}: checkpoint format {found}, this version of pd_jax "
                 f"reads {FORMAT}"
             )

@@ -158,6 +158,13 @@ def check(config: ConfigDict, num_devices: int) -> None:
     names.check(config.model.output, diffusion.OUTPUTS, "model.output")
     names.check(config.schedule.name, schedules.SCHEDULES, "schedule.name")
     samplers.parse(config.eval.sampler)
+    for key in ("seed", "eval.seed"):
+        seed = dict(flatten(config))[key]
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"{key}={seed}: must be at least 0 and below 2^31")
+    counts = config.eval.teacher_steps
+    if len(set(counts)) < max(len(counts), 1):
+        raise ValueError(f"eval.teacher_steps={counts}: give each number once")
     sections = ["ladder"] if config.teacher.exact else ["teacher", "ladder"]
     for name in sections:
         section = config[name]

@@ -44,6 +44,8 @@ def expand(a: jax.Array, like: jax.Array) -> jax.Array:
 def alpha_sigma(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Signal and noise scale at a log signal-to-noise ratio; any shape."""
     logsnr = jnp.asarray(logsnr)
+    if not jnp.issubdtype(logsnr.dtype, jnp.floating):
+        logsnr = logsnr.astype(float)
     return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
 
@@ -54,12 +56,14 @@ def _scales(logsnr: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def diffuse(x: jax.Array, eps: jax.Array, logsnr: jax.Array) -> jax.Array:
     """z = alpha x + sigma eps: x and eps [B, ...], logsnr [B] (equation 1)."""
+    x, eps = jnp.asarray(x), jnp.asarray(eps)
     alpha, sigma = _scales(logsnr, x)
     return alpha * x + sigma * eps
 
 
 def velocity(x: jax.Array, eps: jax.Array, logsnr: jax.Array) -> jax.Array:
     """v = alpha eps - sigma x: x and eps [B, ...], logsnr [B] (equation 2)."""
+    x, eps = jnp.asarray(x), jnp.asarray(eps)
     alpha, sigma = _scales(logsnr, x)
     return alpha * eps - sigma * x
 
@@ -82,6 +86,7 @@ def predict(
       ValueError: for an unknown kind or an output of the wrong shape.
     """
     names.check(kind, OUTPUTS, "output kind")
+    output, z = jnp.asarray(output), jnp.asarray(z)
     wanted = (*z.shape[:-1], 2 * z.shape[-1]) if kind == "both" else z.shape
     if output.shape != wanted:
         raise ValueError(
@@ -182,6 +187,7 @@ def posterior(
     Source: Ho et al. 2020, equations 6-7; Salimans & Ho 2022, section 2.
     """
     weight = variance_weight(variance)
+    x, z = jnp.asarray(x), jnp.asarray(z)
     logsnr_s, logsnr_t = expand(logsnr_s, z), expand(logsnr_t, z)
     log_r = logsnr_t - logsnr_s
     one_minus_r = -jnp.expm1(log_r)

@@ -42,14 +42,12 @@ class Evaluation:
 
     Attributes:
       noise: the noise set, [N, ...].
-      traces: how often a sampler was traced.
     """
 
     def __init__(self, setup: Setup, workdir: pathlib.Path):
         self._setup = setup
         self._directory = workdir / "evaluation"
         self._config = setup.config.eval
-        self.traces = 0
         self.noise, self._labels = self._inputs()
         sharded = setup.trainings[-1].step.sharding
         devices = sharded.mesh.size
@@ -72,7 +70,6 @@ class Evaluation:
         return np.asarray(noise), labels
 
     def _sample(self, params, z, label, num_steps, place, *, exact, method):
-        self.traces += 1
         if exact:
             denoise = self._setup.dataset.denoise
         else:
@@ -127,15 +124,22 @@ class Evaluation:
         return row.num_steps * self._config.num_samples
 
     @property
-    def reference_work(self) -> int:
-        """The reference samples' forward passes."""
-        return self._config.reference_steps * self._config.paired_samples
+    def reference_work(self) -> dict[str, int]:
+        """Forward passes of one example for each kind of reference samples."""
+        num = self._config.paired_samples
+        work = {"reference_teacher": num * self._config.reference_steps}
+        if self._setup.dataset.denoise is not None:
+            work["reference_exact"] = num * 2 * EXACT_STEPS
+        return work
+
+    def has(self, name: str) -> bool:
+        """Whether samples are kept under a row's or a reference's name."""
+        return self._path(f"{name}.npy").exists()
 
     def _collect(self, name, batches, advance) -> np.ndarray:
         """All batches, kept as a file, which serves the next time."""
-        path = self._path(f"{name}.npy")
-        if path.exists():
-            return np.load(path)
+        if self.has(name):
+            return self.kept(name)
         parts = []
         for part in batches:
             parts.append(part)
@@ -144,7 +148,7 @@ class Evaluation:
         self._directory.mkdir(parents=True, exist_ok=True)
         temporary = self._path(f".{name}.tmp.npy")
         np.save(temporary, whole)
-        temporary.replace(path)
+        temporary.replace(self._path(f"{name}.npy"))
         return whole
 
     def prepare(self, teacher: dict | None, advance: Callable) -> None:
@@ -167,7 +171,7 @@ class Evaluation:
             self._references["rmse_to_exact"] = self._collect(
                 "reference_exact",
                 self.samples(None, EXACT_STEPS, num, "heun"),
-                lambda n: advance(0, "sampling: exact map"),
+                lambda n: advance(n * 2 * EXACT_STEPS, "sampling: exact map"),
             )
 
     def measure(

@@ -1,5 +1,6 @@
 """The hot loop of one stage: never waits for the device, but one interval late."""
 
+import math
 import time
 
 import jax
@@ -8,6 +9,10 @@ from pd_jax.data import Dataset
 from pd_jax.ladder import Stage
 from pd_jax.setup import Training
 from pd_jax.writers import JsonLines, Progress
+
+
+class Diverged(RuntimeError):
+    """A loss that is not a number, or infinite."""
 
 
 class Loop:
@@ -56,7 +61,11 @@ class Loop:
         return state
 
     def flush(self) -> None:
-        """Writes all that is still held; waits for the device."""
+        """Writes all that is still held; waits for the device.
+
+        Raises:
+          Diverged: where a loss is not finite.
+        """
         self._write(self._late)
         self._write((self.done, self._held))
         self._late, self._held = None, []
@@ -69,6 +78,12 @@ class Loop:
         entry = {"stage": self._stage.name, "update": update}
         for name in metrics[0]:
             entry[name] = float(sum(m[name] for m in metrics) / len(metrics))
+        if not math.isfinite(entry["loss"]):
+            raise Diverged(
+                f"{self._stage.name}: the loss is {entry['loss']} at update {update}, "
+                f"learning rate {entry['learning_rate']:.3g}; nothing after the last "
+                "checkpoint is kept. A lower learning rate may help."
+            )
         self._lines.write(entry)
         (before, at), self._clock = self._clock, (time.monotonic(), update)
         rate = (update - at) / max(self._clock[0] - before, 1e-9)

@@ -3,23 +3,26 @@
     python -m pd_jax.main --config=configs/digits.py[:VARIANT]
         [--workdir=DIR] [--mode=run] [--config.KEY=VALUE ...]
 
-Exit codes: 0 done, 1 a file that cannot be read or written, 2 a mistake in what was
-given, 128 + N stopped by signal N.
+Exit codes: 0 done; 1 a file that cannot be read or written, or training that diverged;
+2 a mistake in what was given; 128 + N stopped by signal N.
 """
+
+import time
+
+BEGAN = time.monotonic()  # before the imports, which take seconds
 
 import os
 import pathlib
 import re
 import runpy
 import sys
-import time
 
 from absl import flags
 from ml_collections import config_flags
 
 from pd_jax import config, names
+from pd_jax.names import Refused
 
-BEGAN = time.monotonic()
 MODES = ("run",)
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -29,46 +32,62 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/
 MODE = flags.DEFINE_string("mode", "run", f"One of: {', '.join(MODES)}")
 
 
-class UsageError(Exception):
-    """A mistake on the command line."""
+def _load(given: str) -> dict:
+    """A config file's values, read ahead of the flag; Refused says what is off."""
+    file, _, variant = given.partition(":")
+    if not pathlib.Path(file).is_file():
+        raise Refused(
+            f"--config={given}: no such file; give one like configs/digits.py, from the "
+            "folder that holds configs/"
+        )
+    get_config = runpy.run_path(file).get("get_config")
+    if get_config is None:
+        raise Refused(f"{file}: defines no get_config(variant), so is no config file")
+    return dict(config.flatten(get_config(variant) if variant else get_config()))
 
 
 def _parse(argv: list[str]) -> None:
-    """Parses flags; UsageError says what was wrong with them."""
-    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-    if not given:
-        raise UsageError("--config=configs/NAME.py is missing")
-    file, _, variant = given[-1].partition(":")
-    if not pathlib.Path(file).is_file():
-        raise UsageError(
-            f"--config={file}: no such file; give one like configs/digits.py, from the "
-            "folder that holds configs/"
-        )
+    """Parses flags; Refused says what is wrong with them."""
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        sys.exit(0)
+    given = None
+    for argument, after in zip(argv, [*argv[1:], None]):
+        if re.fullmatch("--?config", argument):
+            given = after
+        elif re.match("--?config=", argument):
+            given = argument.split("=", 1)[1]
+    if given is None:
+        raise Refused("--config=configs/NAME.py is missing")
+    keys = _load(given)
     # Ahead of the flags' own parsing, for one clear line instead of a traceback.
-    keys = dict(config.flatten(runpy.run_path(file)["get_config"](variant)))
     for argument in argv:
         key = re.match(r"--?config\.([^=\[]*)", argument)
         if key and key[1] not in keys:
-            raise UsageError(
-                f"--config.{key[1]}: no such key in {file}."
+            raise Refused(
+                f"--config.{key[1]}: no such key in {given}."
                 + names.suggest(key[1], keys)
             )
     try:
         rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        raise UsageError(str(error)) from error
+    except (flags.Error, IndexError, TypeError) as error:
+        raise Refused(f"{error}; flags are --name=value") from error
     if len(rest) > 1:
-        raise UsageError(f"unexpected argument {rest[1]}: flags are --name=value")
+        raise Refused(f"unexpected argument {rest[1]}: flags are --name=value")
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     from pd_jax import train
     from pd_jax.interrupt import Interrupted
+    from pd_jax.loop import Diverged
 
     try:
-        _parse(argv)
-        names.check(MODE.value, MODES, "mode")
+        try:
+            _parse(argv)
+            names.check(MODE.value, MODES, "mode")
+        except ValueError as error:
+            raise Refused(str(error)) from error
         file, _, variant = config_flags.get_config_filename(
             flags.FLAGS["config"]
         ).partition(":")
@@ -77,18 +96,18 @@ def main(argv: list[str]) -> int:
         workdir = WORKDIR.value or os.path.join("runs", folder)
         name = f"{name}:{variant}" if variant else name
         train.run(CONFIG.value, workdir, name, BEGAN)
-    except (UsageError, ValueError) as error:
+    except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (Diverged, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except Interrupted as stop:
         print(f"stopped by {stop}; the same command goes on", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
-    except OSError as error:
-        print(f"error: {error}; the same command goes on from there", file=sys.stderr)
-        return 1
     return 0
 
 

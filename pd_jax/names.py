@@ -7,6 +7,10 @@ from collections.abc import Iterable
 from types import ModuleType
 
 
+class Refused(ValueError):
+    """What a person gave cannot work; the message tells them why, and what can."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """' Did you mean "x"?' where a known name is close, else the empty string."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
@@ -18,8 +22,8 @@ def check(name: str, known: Iterable[str], what: str) -> str:
     known = sorted(known)
     if name not in known:
         raise ValueError(
-            f'unknown {what} "{name}": known are {", ".join(known)}.'
-            + suggest(name, known)
+            f'unknown {what} "{name}": known are '
+            f"{', '.join(k or '(none)' for k in known)}." + suggest(name, known)
         )
     return name
 

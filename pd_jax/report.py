@@ -102,7 +102,9 @@ def image_grid(images: np.ndarray, side: int = 8, pixels: int = 512) -> bytes:
     return buffer.getvalue()
 
 
-def plot_landing(evaluation: Evaluation, rows: list[Row], exact: bool) -> bytes:
+def plot_landing(
+    evaluation: Evaluation, rows: list[Row], exact: bool, reach: float
+) -> bytes:
     """Where the same noise lands under each model, for data in the plane; a PNG.
 
     Points are coloured by the direction of their noise, so that a point in the wrong
@@ -125,8 +127,8 @@ def plot_landing(evaluation: Evaluation, rows: list[Row], exact: bool) -> bytes:
         points = evaluation.kept(name)
         colour = np.arctan2(noise[: len(points), 1], noise[: len(points), 0])
         ax.scatter(*points.T, c=colour, cmap="hsv", s=3, linewidths=0)
-        ax.set(title=title, xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
-        ax.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+        limits = (-1.15 * reach, 1.15 * reach)
+        ax.set(title=title, xlim=limits, ylim=limits, aspect="equal")
         ax.title.set_fontsize(9)
         ax.tick_params(labelsize=7)
     return _png(figure)
@@ -142,7 +144,8 @@ def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str,
         exact = setup.dataset.denoise is not None
         students = [r for r in rows if r.model == "student"]
         few = [r for r in rows if r.model == "teacher" and r.num_steps in (1, 4)]
-        return {"landing.png": plot_landing(evaluation, few + students, exact)}
+        reach = float(np.abs(setup.dataset.images).max())
+        return {"landing.png": plot_landing(evaluation, few + students, exact, reach)}
     return {}
 
 

@@ -11,6 +11,7 @@ Heun, Karras et al. 2022 (2206.00364), here in the angle; DPM-Solver++(2M), Lu e
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pd_jax import names
 from pd_jax.arcs import Arc, Denoiser, travel
@@ -39,6 +40,8 @@ def parse(method: str) -> tuple[str, str]:
 
 def _example_keys(key: jax.Array, num: int) -> jax.Array:
     """One key per example: noise belongs to an example, whatever its batch."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
     if key.ndim:
         return key
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num))
@@ -74,7 +77,8 @@ def sample(
       ValueError: for an unknown method, fewer than one step, or a missing key.
     """
     name, variance = parse(method)
-    if isinstance(num_steps, int) and num_steps < 1:
+    z = jnp.asarray(z)
+    if isinstance(num_steps, int | np.integer) and num_steps < 1:
         raise ValueError(f"num_steps={num_steps}: a sampler takes at least one step")
     if name == "ancestral":
         if key is None:

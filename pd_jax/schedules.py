@@ -71,8 +71,9 @@ class Cosine:
 
 
 def _float(t: jax.Array) -> jax.Array:
+    """As an array of floats, of the default precision where integers came in."""
     t = jnp.asarray(t)
-    return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(jnp.float32)
+    return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
 
 
 def cosine(logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Schedule:

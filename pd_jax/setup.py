@@ -94,6 +94,11 @@ def build(config: ConfigDict) -> Setup:
     configs.check(config, len(devices))
     options = config.data.to_dict()
     dataset = data.get(options.pop("name"), **options)
+    if len(dataset.images) < 2:
+        raise ValueError(
+            f'data "{config.data.name}" has {len(dataset.images)} example: at least 2 '
+            "are needed, to compare samples with"
+        )
     options = config.schedule.to_dict()
     schedule = schedules.get(options.pop("name"), **options)
     model = _model(config, dataset)

@@ -16,6 +16,7 @@ from pd_jax.evaluate import Evaluation, rows
 from pd_jax.interrupt import Interrupt
 from pd_jax.ladder import Stage
 from pd_jax.loop import Loop
+from pd_jax.names import Refused
 from pd_jax.setup import Setup, Training, build
 from pd_jax.writers import JsonLines, Progress, write_whole
 
@@ -38,17 +39,21 @@ def run(
       The report, as in report.json.
 
     Raises:
-      ValueError: for a config that cannot work, or a workdir of another config.
+      Refused: (a ValueError) for a config that cannot work, or a workdir of another.
+      Diverged: where a loss is not finite; the last checkpoint stays.
       Interrupted: on SIGINT or SIGTERM, with everything saved.
     """
     began = time.monotonic() if began is None else began
     workdir = pathlib.Path(workdir)
-    finished = _open(workdir, config)
+    try:
+        finished = _open(workdir, config)
+        setup = build(config) if finished is None else None
+    except ValueError as error:
+        raise Refused(str(error)) from error
     if finished is not None:
         print(f"{workdir}: everything is done already, nothing to do")
         print(report.table(finished["rows"]))
         return finished
-    setup = build(config)
     write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
     return _Run(setup, workdir, name, began).all()
 
@@ -57,7 +62,7 @@ def _open(workdir: pathlib.Path, config: ConfigDict) -> dict | None:
     """Checks that a workdir is this config's; its report where it is complete."""
     kept = workdir / "config.json"
     if kept.exists():
-        changed = configs.differences(json.loads(kept.read_text()), config.to_dict())
+        changed = configs.differences(_read(kept), config.to_dict())
         if changed:
             raise ValueError(
                 f"{workdir} was made by a different config:\n  "
@@ -70,7 +75,17 @@ def _open(workdir: pathlib.Path, config: ConfigDict) -> dict | None:
             "use another one with --workdir=DIR"
         )
     done = workdir / "report.json"
-    return json.loads(done.read_text()) if done.exists() else None
+    return _read(done) if done.exists() else None
+
+
+def _read(path: pathlib.Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (not a JSON object)")
+    return found
 
 
 def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -108,13 +123,16 @@ class _Run:
 
     def _work(self) -> tuple[int, int]:
         """Work done so far and in all, in forward passes of one example."""
-        done, total = 0, self.evaluation.reference_work
+        done = total = 0
         for training in self.setup.trainings:
             each = training.batch * training.method.forwards
             for stage in training.stages:
                 with StageCheckpoints(self.workdir, stage) as kept:
                     done += each * kept.updates
                 total += each * stage.updates
+        for name, work in self.evaluation.reference_work.items():
+            done += work * self.evaluation.has(name)
+            total += work
         for row in rows(self.setup):
             work = self.evaluation.work(row)
             done += work * self.evaluation.done(row)
@@ -146,6 +164,8 @@ class _Run:
             shapes,
         )
         with StageCheckpoints(self.workdir, stage) as kept:
+            if not kept.finished:
+                raise Refused(f"{self.workdir}: {stage.name} is not finished")
             state, facts = kept.restore(placed)
         return training.method.result(state), facts
 
@@ -162,6 +182,12 @@ class _Run:
             facts = {"seconds": 0.0, "traces": 0}
             if kept.updates:
                 state, facts = kept.restore(state)
+            if (stage.updates - kept.updates) % self.options.substeps:
+                raise Refused(
+                    f"run.substeps={self.options.substeps} does not divide the updates "
+                    f"left of {stage.name}, {kept.updates} to {stage.updates}: give 1, "
+                    "and set it back in the next stage"
+                )
             self.lines.rewind(stage.name, kept.updates)
             loop = Loop(
                 training,
@@ -179,11 +205,23 @@ class _Run:
                     loop.flush()
                     seconds = facts["seconds"] + time.monotonic() - began
                     traces = max(facts["traces"], training.step.traces)
-                    kept.save(state, {"seconds": seconds, "traces": traces})
+                    made = {"teacher": before[1].name if before else None}
+                    made |= self._sampler(stage)
+                    kept.save(state, {"seconds": seconds, "traces": traces, **made})
         self.accounted += time.monotonic() - began
         if self.interrupt.received:
             self.progress.say(f"{stage.name}: stopped and saved at update {loop.done}")
         self.interrupt.check()
+
+    def _sampler(self, stage: Stage) -> dict:
+        """What sampling from a stage's weights takes, to keep beside them."""
+        config = self.setup.config
+        return {
+            "num_steps": stage.num_steps,  # 0: trained for every time
+            "clip": config.eval.clip,
+            "schedule": config.schedule.to_dict(),
+            "model": config.model.to_dict(),
+        }
 
     def _evaluate(self) -> list[dict]:
         """All rows' entries, measuring those that are missing."""

@@ -80,11 +80,11 @@ class Progress:
         elif time.monotonic() - self._printed >= self._seconds:
             self._printed = time.monotonic()
             share = self._done / self._total
-            done = self._done - self._initial
-            left = (self._total - self._done) * (self._printed - self._began) / done
-            # The first per cent goes into compiling, and says little.
-            known = done > 0.01 * self._total
-            left = f", {tqdm.format_interval(left)} left" if known else ""
+            done, left = self._done - self._initial, ""
+            if done > 0.01 * self._total:  # before, it is mostly compiling
+                each = (self._printed - self._began) / done
+                left = tqdm.format_interval((self._total - self._done) * each)
+                left = f", {left} left"
             print(f"{share:4.0%}{left}  {self._text}", flush=True)
 
     def say(self, line: str) -> None:

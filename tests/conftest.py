@@ -1,6 +1,7 @@
 """Four fake devices, and no silent broadcasting, in every test."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 flags = os.environ.get("XLA_FLAGS", "")
@@ -11,6 +12,9 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# What two tests compile alike, they compile once.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="pd_jax_tests_"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture

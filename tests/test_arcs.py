@@ -76,8 +76,8 @@ def test_an_arc_of_no_length_changes_nothing():
     np.testing.assert_allclose(arcs.join(z, still, arc).v, v, atol=1e-6)
 
 
-@pytest.mark.parametrize("teacher_steps", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 16, 64])
+@pytest.mark.parametrize("teacher_steps", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 64])
 def test_target_is_the_quotient_in_float64(cosine, num_steps, teacher_steps):
     with jax.enable_x64(True):
         z, t = noisy(num_steps, cosine, (2, 3))
@@ -107,19 +107,19 @@ def test_a_student_that_hits_its_target_samples_like_its_teacher(
 
 
 @pytest.mark.parametrize("num_steps", [1, 4, 64, 512, 1024, 4096, 8192])
-@pytest.mark.parametrize(
-    ("mean", "std"), [(0.0, 1.0), (0.3, 0.5), (-0.9, 0.01), (0.7, 0.05), (0.5, 2.0)]
-)
-def test_float32_target_keeps_its_digits_for_short_steps(cosine, num_steps, mean, std):
+def test_float32_target_keeps_its_digits_for_short_steps(cosine, num_steps):
+    # Five distributions, eight draws of each, at every time of the grid.
+    mean = np.repeat([0.0, 0.3, -0.9, 0.7, 0.5], 8)
+    std = np.repeat([1.0, 0.5, 0.01, 0.05, 2.0], 8)
     denoise = analytic.gaussian(mean, std)
+    target = jax.jit(arcs.target, static_argnums=(0, 4))
     with jax.enable_x64(True):
-        z, t = noisy(num_steps, cosine, mean=mean, std=std)
+        z, t = noisy(num_steps, cosine, mean.shape, mean, std)
         z = z.astype(jnp.float32).astype(jnp.float64)
-        exact = np.asarray(arcs.target(denoise, z, t, num_steps, cosine))
+        exact = np.asarray(target(denoise, z, t, num_steps, cosine))
+    assert exact.dtype == np.float64
     z, t = np.asarray(z, np.float32), np.asarray(t, np.float32)
-    found = jax.jit(arcs.target, static_argnums=(0, 4))(
-        denoise, z, t, num_steps, cosine
-    )
+    found = target(denoise, z, t, num_steps, cosine)
     assert found.dtype == jnp.float32
     assert np.max(np.abs(found - exact)) <= 1e-6
 

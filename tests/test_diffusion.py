@@ -127,6 +127,16 @@ def test_posterior_against_bayes(s, t):
     np.testing.assert_allclose(std, np.sqrt(small), rtol=2e-5)
 
 
+def test_lists_integers_and_numpy_are_arrays(cosine):
+    np.testing.assert_allclose(diffusion.alpha_sigma(0), np.sqrt(0.5), rtol=1e-6)
+    found = diffusion.predict([[1.0, 2.0]], [[0.0, 0.0]], 0, "v")
+    np.testing.assert_allclose(found.x, -np.sqrt(0.5) * np.array([[1.0, 2.0]]), 1e-6)
+    with jax.enable_x64(True):
+        assert cosine(1).dtype == jnp.float64
+    z = np.zeros((2, 3))  # float64 in a float32 world: no warning
+    assert diffusion.diffuse(z, z, [0.0, 1.0]).dtype == jnp.float32
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [

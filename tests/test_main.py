@@ -76,6 +76,13 @@ WRONG = [
     ((DIGITS, "--config.eval.teacher_steps=(4,0)"), "at least 1"),
     ((DIGITS, "--config.eval.num_samples=1"), "at least 2"),
     ((DIGITS, "--config.run.substeps=7"), "does not divide"),
+    ((DIGITS, "--config.eval.teacher_steps=(4,4)"), "each number once"),
+    ((DIGITS, "--config.seed=-1"), "seed=-1"),
+    ((DIGITS, "--config.eval.seed=99999999999999"), "below 2^31"),
+    ((DIGITS, "--config.data.num_images=1"), "at least 2"),
+    ((DIGITS, "--config.ladder.updates[9]=5"), "index out of range"),
+    (("--config", f"{ROOT}/configs/digits.py", "--config.seed=-1"), "seed=-1"),
+    ((f"--config={ROOT}/tests/conftest.py",), "no get_config"),
     ((DIGITS, "--config.run.checkpoint_updates=0"), "at least 1"),
 ]
 
@@ -102,3 +109,24 @@ def test_a_folder_of_something_else_is_left_alone(call, tmp_path):
     code, printed, _ = call(DIGITS, "--workdir=mine/thesis.tex")
     assert code == 2
     assert "thesis.tex" in printed.err
+
+
+def test_a_damaged_folder_is_named(call, tmp_path):
+    (tmp_path / "run").mkdir()
+    for text in ('{"seed": 0', "[]"):
+        (tmp_path / "run" / "config.json").write_text(text)
+        code, printed, _ = call(DIGITS, "--workdir=run")
+        assert code == 2
+        assert "config.json is damaged" in printed.err
+
+
+def test_training_that_diverges_stops_with_the_stage_and_keeps_no_such_state(
+    call, tmp_path
+):
+    code, printed, _ = call(
+        DIGITS + ":smoke", "--workdir=run", "--config.teacher.learning_rate=1e30"
+    )
+    assert code == 1
+    assert "error: teacher: the loss is" in printed.err
+    assert "Traceback" not in printed.err
+    assert not list((tmp_path / "run" / "checkpoints" / "teacher").glob("[0-9]*"))

@@ -156,7 +156,7 @@ def test_exact_teacher_teaches_the_first_stage_only(cosine):
             state = step.place(method.start(weights, stage))
             _, metrics = step(state, batch(16), step.place(jax.random.key(0)))
             losses[name, index] = float(metrics["loss"])
-    assert losses["plain", 1] == losses["taught", 1]
+    assert losses["plain", 1] == pytest.approx(losses["taught", 1], rel=1e-5)
     assert abs(losses["plain", 0] - losses["taught", 0]) > 1e-3
 
 

@@ -82,6 +82,7 @@ def test_ancestral_noise_belongs_to_the_example(cosine):
     whole = run(z=z, key=jax.random.key(1))
     np.testing.assert_array_equal(whole, run(z=z, key=keys))
     np.testing.assert_allclose(whole[3:], run(z=z[3:], key=keys[3:]), atol=1e-6)
+    np.testing.assert_array_equal(whole, run(z=z, key=jax.random.PRNGKey(1)))
     assert not np.array_equal(whole, run(z=z, key=jax.random.key(2)))
 
 
@@ -122,6 +123,7 @@ def test_traced_step_counts_share_one_trace_and_equal_static_ones(cosine, method
         ({"method": "ancestral"}, "needs a key"),
         ({"method": "ancestral:huge", "key": jax.random.key(0)}, "unknown variance"),
         ({"num_steps": 0}, "at least one step"),
+        ({"num_steps": np.int64(0)}, "at least one step"),
     ],
 )
 def test_wrong_use(cosine, kw, says):

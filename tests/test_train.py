@@ -185,3 +185,22 @@ def test_an_exact_teacher(tmp_path):
     assert report["traces"] == {"ladder": 1}
     assert report["seconds"]["teacher"] == 0.0
     assert (tmp_path / "run" / "landing.png").exists()
+
+
+def test_substeps_may_change_where_they_divide_what_is_left(
+    whole, tmp_path, monkeypatch
+):
+    plain, calls = Loop.call, [0]
+
+    def call(self, state):
+        calls[0] += 1
+        if calls[0] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, state)
+
+    monkeypatch.setattr(Loop, "call", call)
+    with pytest.raises(Interrupted):
+        train.run(tiny(), tmp_path / "run", "tiny")
+    with pytest.raises(ValueError, match="3 to 20"):
+        train.run(tiny(**{"run.substeps": 4}), tmp_path / "run", "tiny")
+    assert train.run(tiny(), tmp_path / "run", "tiny")["rows"] == whole[1]["rows"]

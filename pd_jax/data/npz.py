@@ -2,10 +2,23 @@
 
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 
 from pd_jax.data import Dataset
+
+# What zipfile, zlib and NumPy raise on a file that is damaged, or no archive.
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def load(path: str = "", image_key: str = "images", label_key: str = "") -> Dataset:
@@ -27,13 +40,7 @@ def load(path: str = "", image_key: str = "images", label_key: str = "") -> Data
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as archive:
             inside = archive.files
             arrays = {key: archive[key] for key in wanted if key in inside}
-    except (
-        ValueError,
-        OSError,
-        zipfile.BadZipFile,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path}: not a readable .npz archive ({error})") from error
     for key in wanted:
         if key not in arrays:
@@ -41,7 +48,7 @@ def load(path: str = "", image_key: str = "images", label_key: str = "") -> Data
                 f'{path}: no array "{key}"; the file has: {", ".join(inside)}'
             )
     images = arrays[image_key]
-    if images.ndim != 4 or not len(images):
+    if images.ndim != 4 or not images.size:
         raise ValueError(
             f'{path}: "{image_key}" has shape {images.shape}; images are [N, H, W, C]'
         )
