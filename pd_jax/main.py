@@ -33,7 +33,7 @@ MODE = flags.DEFINE_string("mode", "run", f"One of: {', '.join(MODES)}")
 
 
 def _load(given: str) -> dict:
-    """A config file's values, read ahead of the flag; Refused says what is off."""
+    """A config file's values, ahead of the flag; Refused says what is off."""
     file, _, variant = given.partition(":")
     if not pathlib.Path(file).is_file():
         raise Refused(
