@@ -37,8 +37,8 @@ def _load(given: str) -> dict:
     file, _, variant = given.partition(":")
     if not pathlib.Path(file).is_file():
         raise Refused(
-            f"--config={given}: no such file; give one like configs/digits.py, from the "
-            "folder that holds configs/"
+            f"--config={given}: no such file; give one like configs/digits.py, from "
+            "the folder that holds configs/"
         )
     get_config = runpy.run_path(file).get("get_config")
     if get_config is None:
