@@ -1,3 +1,20 @@
-"""pd_jax: turning a slow diffusion sampler into a few-step one."""
+"""pd_jax: turning a slow diffusion sampler into a few-step one.
+
+`pd_jax.schedules`, `pd_jax.arcs` and the other modules are imported when first used.
+"""
+
+import importlib
+import types
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> types.ModuleType:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    try:
+        return importlib.import_module(f"pd_jax.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"pd_jax.{name}":
+            raise
+        raise AttributeError(f"module 'pd_jax' has no attribute {name!r}") from None

@@ -168,7 +168,8 @@ def check(config: ConfigDict, num_devices: int) -> None:
     sections = ["ladder"] if config.teacher.exact else ["teacher", "ladder"]
     for name in sections:
         section = config[name]
-        names.check(section.method, methods.known(), f"{name}.method")
+        distils = name == "ladder"
+        names.check(section.method, methods.known(distils), f"{name}.method")
         names.check(section.weighting, diffusion.WEIGHTINGS, f"{name}.weighting")
         names.check(section.decay, optim.DECAYS, f"{name}.decay")
         positive = ("batch", "updates", "microbatches")

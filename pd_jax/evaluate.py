@@ -60,8 +60,12 @@ class Evaluation:
         """Noise [N, ...] and labels [N] or None: each a function of seed and place."""
         num, shape = self._config.num_samples, self._setup.dataset.shape
         root = jax.random.key(self._config.seed)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(num))
-        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+        @jax.vmap
+        def draw(place):
+            return jax.random.normal(jax.random.fold_in(root, place), shape)
+
+        noise = jax.jit(draw)(jnp.arange(num))
         labels = None
         if getattr(self._setup.model.network, "num_classes", 0):
             rng = np.random.default_rng(self._config.seed)

@@ -112,25 +112,29 @@ def build(config: ConfigDict) -> Setup:
     root = jax.random.key(config.seed)
     fresh_key, *keys = (jax.random.fold_in(root, purpose) for purpose in range(3))
 
-    def training(purpose, name, stages, **options):
+    def training(purpose, name, stages):
         section = config[name]
         trained = Model(model.network.clone(dropout=section.dropout), model.output)
-        method = methods.get(section.method)(
-            trained, schedule, _descent(section), section.weighting, **options
+        kind = methods.get(section.method)
+        offered = {
+            "discrete": config.teacher.discrete,
+            "teacher_steps": config.ladder.factor,
+            "exact": dataset.denoise if config.teacher.exact else None,
+        }
+        taken = {f.name for f in dataclasses.fields(kind)} & offered.keys()
+        method = kind(
+            trained,
+            schedule,
+            _descent(section),
+            section.weighting,
+            **{key: offered[key] for key in taken},
         )
         step = Step(method.update, devices, config.run.substeps)
         key, seed = step.place(keys[purpose]), (config.seed, purpose)
         return Training(name, method, step, stages, section.batch, key, seed)
 
-    trainings = []
+    trainings = [training(1, "ladder", configs.student_stages(config))]
     if not config.teacher.exact:
-        stages = [configs.teacher_stage(config)]
-        trainings.append(
-            training(0, "teacher", stages, discrete=config.teacher.discrete)
-        )
-    options = {"teacher_steps": config.ladder.factor}
-    if config.teacher.exact:
-        options["exact"] = dataset.denoise
-    trainings.append(training(1, "ladder", configs.student_stages(config), **options))
+        trainings.insert(0, training(0, "teacher", [configs.teacher_stage(config)]))
     fresh = jax.jit(model.init, static_argnums=1)(fresh_key, dataset.shape)
     return Setup(config, dataset, schedule, model, trainings, fresh)

@@ -106,8 +106,8 @@ class _Run:
 
     def all(self) -> dict:
         """Everything, in order; returns the report."""
-        done, total = self._work()
-        self._hello(done > 0)
+        done, total, found = self._work()
+        self._hello(found)
         self.progress = Progress(total, done, self.options.log_seconds)
         try:
             with Interrupt() as self.interrupt:
@@ -121,14 +121,18 @@ class _Run:
             self.progress.close()
         return self._report(entries)
 
-    def _work(self) -> tuple[int, int]:
-        """Work done so far and in all, in forward passes of one example."""
+    def _work(self) -> tuple[int, int, list[str]]:
+        """Work done and in all, in forward passes of one example; what was found."""
         done = total = 0
+        found = []
         for training in self.setup.trainings:
             each = training.batch * training.method.forwards
             for stage in training.stages:
                 with StageCheckpoints(self.workdir, stage) as kept:
                     done += each * kept.updates
+                    if kept.updates:
+                        at = f"at {kept.updates}/{stage.updates}"
+                        found.append(f"{stage.name} {'done' if kept.finished else at}")
                 total += each * stage.updates
         for name, work in self.evaluation.reference_work.items():
             done += work * self.evaluation.has(name)
@@ -137,9 +141,12 @@ class _Run:
             work = self.evaluation.work(row)
             done += work * self.evaluation.done(row)
             total += work
-        return done, total
+        sampled = sum(map(self.evaluation.done, rows(self.setup)))
+        if sampled:
+            found.append(f"{sampled} of {len(rows(self.setup))} rows measured")
+        return done, total, found
 
-    def _hello(self, going_on: bool) -> None:
+    def _hello(self, found: list[str]) -> None:
         devices, setup = jax.devices(), self.setup
         weights = sum(a.size for a in jax.tree.leaves(setup.fresh))
         stages = [stage.name for t in setup.trainings for stage in t.stages]
@@ -148,7 +155,8 @@ class _Run:
             f"{len(setup.dataset.images)} examples of shape {setup.dataset.shape}, "
             f"{weights:,} weights, {len(devices)} {devices[0].platform} device(s), "
             f"jax {jax.__version__}\n"
-            f"{'going on in' if going_on else 'writing to'} {self.workdir}",
+            f"{'going on in' if found else 'writing to'} {self.workdir}"
+            f"{': ' * bool(found)}{', '.join(found)}",
             flush=True,
         )
 
@@ -198,16 +206,22 @@ class _Run:
                 self.lines,
                 self.progress,
             )
-            while loop.done < stage.updates and not self.interrupt.received:
-                state = loop.call(state)
-                ends = loop.done == stage.updates or self.interrupt.received
-                if ends or loop.passed(self.options.checkpoint_updates):
+            made = {"teacher": before[1].name if before else None}
+            made |= self._sampler(stage)
+            saved = loop.done
+            while True:
+                # The signal is looked at once a round: what ends a stage is saved.
+                ends = self.interrupt.received or loop.done == stage.updates
+                due = ends or loop.passed(self.options.checkpoint_updates)
+                if due and loop.done > saved:
                     loop.flush()
                     seconds = facts["seconds"] + time.monotonic() - began
                     traces = max(facts["traces"], training.step.traces)
-                    made = {"teacher": before[1].name if before else None}
-                    made |= self._sampler(stage)
                     kept.save(state, {"seconds": seconds, "traces": traces, **made})
+                    saved = loop.done
+                if ends:
+                    break
+                state = loop.call(state)
         self.accounted += time.monotonic() - began
         if self.interrupt.received:
             self.progress.say(f"{stage.name}: stopped and saved at update {loop.done}")

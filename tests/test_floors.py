@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -65,8 +67,6 @@ def test_imports_go_down(path):
 
 @pytest.mark.parametrize("name", sorted(FLOORS[1]))
 def test_maths_needs_jax_alone(name):
-    import sys
-
     for found in imports(PACKAGE / f"{name}.py"):
         top = found.split(".")[0]
         assert top in MATHS_LIBRARIES or top in sys.stdlib_module_names
@@ -80,3 +80,19 @@ def test_only_step_says_pmap():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_stay_short(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+def test_the_package_opens_its_rooms_when_asked():
+    program = (
+        "import sys, pd_jax; assert 'jax' not in sys.modules; "
+        "pd_jax.schedules.get('cosine'); pd_jax.arcs.join; pd_jax.samplers.sample; "
+        "print(hasattr(pd_jax, 'schedulers'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
+    )
+    assert done.stdout == "False\n"

@@ -14,7 +14,10 @@ The state is the method's own pytree with fields `step`, `stage` and `teacher`: 
 with a self-average or a second network and optimiser adds them there. Numbers that
 change from stage to stage come from `state.stage`, traced, never from Python: that is
 what makes one compiled update serve a whole ladder.
-`forwards` counts network evaluations per example and update, a backward pass as two.
+
+Two class attributes: `needs_teacher` says whether a method distils, as the ladder's
+does and the teacher's does not; `forwards` counts network evaluations per example and
+update, a backward pass as two.
 """
 
 import sys
@@ -22,9 +25,12 @@ import sys
 from pd_jax import names
 
 
-def known() -> list[str]:
-    """The methods' names."""
-    return names.members(sys.modules[__name__])
+def known(needs_teacher: bool | None = None) -> list[str]:
+    """The methods' names: all, or those that do, or do not, learn from a teacher."""
+    found = names.members(sys.modules[__name__])
+    if needs_teacher is None:
+        return found
+    return [name for name in found if get(name).needs_teacher == needs_teacher]
 
 
 def get(name: str) -> type:

@@ -38,6 +38,8 @@ class Method:
     teacher_steps: int = 2
     exact: Denoiser | None = None
 
+    needs_teacher = True
+
     @property
     def forwards(self) -> int:
         """The teacher's k forward passes, and the student's forward and backward."""

@@ -35,6 +35,7 @@ class Method:
     weighting: str = "truncated_snr"
     discrete: bool = False
 
+    needs_teacher = False
     forwards = 3  # a forward and a backward pass
 
     def start(self, weights: dict, stage: Stage) -> TrainState:
