@@ -167,18 +167,23 @@ def write(
     lines = [
         f"# {report['config']}",
         "",
-        f"Teacher and distilled students, sampler {setup.config.eval.sampler}.",
+        "Teacher and distilled students:",
         "",
         table(rows),
         "",
-        *(f"- `{m}`: {protocol[m]}" for m in rows[0]["metrics"]),
+        *(f"- {m}: {protocol[m]}" for m in ("samples", *rows[0]["metrics"])),
         "",
         f"Time: {seconds}.",
         "",
         "![quality against steps](quality.png)",
         "",
-        *(f"![{name}]({name})" for name in files if name != "quality.png"),
+        "The same noise, in the same place of every picture:",
         "",
+        *(
+            f"{pathlib.PurePath(name).stem}\n\n![{name}]({name})\n"
+            for name in files
+            if name != "quality.png"
+        ),
     ]
     files["report.md"] = "\n".join(lines)
     files["report.json"] = json.dumps(report, indent=1) + "\n"
