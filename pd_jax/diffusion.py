@@ -179,7 +179,7 @@ def posterior(
         between them in log variance, f being the weight of large.
 
     Returns:
-      mean [B, ...] and std, broadcastable over it.
+      mean and standard deviation, both [B, ...] like z.
 
     Raises:
       ValueError: for an unknown variance.
@@ -198,4 +198,4 @@ def posterior(
     log_sigma2 = (1.0 - weight) * jax.nn.log_sigmoid(-logsnr_s)
     log_sigma2 += weight * jax.nn.log_sigmoid(-logsnr_t)
     std = jnp.sqrt(one_minus_r) * jnp.exp(0.5 * log_sigma2)
-    return mean, std
+    return mean, jnp.broadcast_to(std, z.shape)

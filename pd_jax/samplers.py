@@ -18,7 +18,7 @@ from pd_jax.arcs import Arc, Denoiser, travel
 from pd_jax.diffusion import alpha_sigma, posterior, variance_weight
 from pd_jax.schedules import Schedule
 
-METHODS = ("ddim", "ancestral", "heun", "dpm++2m")
+METHODS = ("ddim", "ancestral", "heun", "dpmpp_2m")
 
 
 def parse(method: str) -> tuple[str, str]:
@@ -65,7 +65,7 @@ def sample(
         step, the others once.
       schedule: the schedule that the denoiser was trained on.
       method: "ddim"; "ancestral" with the larger variance, or "ancestral:VARIANCE" with
-        a variance of `diffusion.posterior`; "heun", second order; "dpm++2m", second
+        a variance of `diffusion.posterior`; "heun", second order; "dpmpp_2m", second
         order from the step before.
       clip: clip each prediction of x to [-1, 1].
       key: for "ancestral": one key, or one per example [B].
@@ -90,19 +90,18 @@ def sample(
         t = jnp.asarray(n, z.dtype) / jnp.asarray(num_steps, z.dtype)
         return schedule.angle(t), schedule(t)
 
-    def look(z, logsnr):
-        """Clipped x and its v at z; logsnr is a scalar."""
-        x, _, v = denoise(z, jnp.broadcast_to(logsnr, z.shape[:1]))
-        return (jnp.clip(x, -1.0, 1.0), None) if clip else (x, v)
-
     def towards(x, z, logsnr):
         """The v at z that points at x."""
         alpha, sigma = alpha_sigma(logsnr)
         return (alpha * z - x) / sigma
 
     def view(z, logsnr):
-        x, v = look(z, logsnr)
-        return x, (towards(x, z, logsnr) if v is None else v)
+        """x, clipped, and the v that points at it; logsnr is a scalar."""
+        x, _, v = denoise(z, jnp.broadcast_to(logsnr, z.shape[:1]))
+        if clip:
+            x = jnp.clip(x, -1.0, 1.0)
+            v = towards(x, z, logsnr)
+        return x, v
 
     def ddim(n, z, x, v, memory):
         (phi_t, _), (phi_s, _) = level(n), level(n - 1)
@@ -135,7 +134,7 @@ def sample(
 
         return mean + std * jax.vmap(draw)(keys), memory
 
-    step = {"ddim": ddim, "heun": heun, "dpm++2m": dpm, "ancestral": ancestral}[name]
+    step = {"ddim": ddim, "heun": heun, "dpmpp_2m": dpm, "ancestral": ancestral}[name]
 
     def body(i, carry):
         z, memory = carry
@@ -144,6 +143,6 @@ def sample(
         z_s, memory = step(n, z, x, v, memory)
         return jnp.where(n == 1, x, z_s), memory
 
-    memory = (z, level(num_steps)[1]) if name == "dpm++2m" else ()
+    memory = (z, level(num_steps)[1]) if name == "dpmpp_2m" else ()
     x, _ = jax.lax.fori_loop(0, num_steps, body, (z, memory))
     return x

@@ -118,9 +118,8 @@ def test_posterior_against_bayes(s, t):
         for name, var in expected.items():
             found, std = diffusion.posterior(x, z, jnp.full(6, s), jnp.full(6, t), name)
             np.testing.assert_allclose(found, mean, rtol=1e-6, atol=1e-9)
-            np.testing.assert_allclose(
-                jnp.broadcast_to(std, x.shape), np.sqrt(var), rtol=1e-6
-            )
+            chex.assert_equal_shape([x, found, std])
+            np.testing.assert_allclose(std, np.sqrt(var), rtol=1e-6)
     f32 = [a.astype(np.float32) for a in (x, z)]
     found, std = diffusion.posterior(*f32, jnp.float32(s), jnp.float32(t), "small")
     np.testing.assert_allclose(found, mean, rtol=2e-5, atol=2e-6)

@@ -25,7 +25,7 @@ def error(cosine, method, num_steps):
 
 @pytest.mark.parametrize(
     ("method", "order", "steps"),
-    [("ddim", 1, 128), ("heun", 2, 64), ("dpm++2m", 2, 512)],
+    [("ddim", 1, 128), ("heun", 2, 64), ("dpmpp_2m", 2, 512)],
 )
 def test_order_of_convergence(cosine, method, order, steps):
     coarse, fine = error(cosine, method, steps), error(cosine, method, 4 * steps)
@@ -35,7 +35,7 @@ def test_order_of_convergence(cosine, method, order, steps):
 def test_second_order_beats_first(cosine):
     first = error(cosine, "ddim", 32)
     assert error(cosine, "heun", 16) < 0.5 * first
-    assert error(cosine, "dpm++2m", 32) < 0.25 * first
+    assert error(cosine, "dpmpp_2m", 32) < 0.25 * first
 
 
 def test_heun_reaches_an_independent_solvers_answer(cosine):
@@ -132,5 +132,5 @@ def test_wrong_use(cosine, kw, says):
 
 
 def test_known_methods_are_all_reachable():
-    assert set(METHODS) == {"ddim", "ancestral", "heun", "dpm++2m"}
+    assert set(METHODS) == {"ddim", "ancestral", "heun", "dpmpp_2m"}
     assert samplers.sample is sample
