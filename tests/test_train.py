@@ -144,6 +144,7 @@ def test_stopped_by_signals_and_gone_on_with_the_same_bits(
     assert updates.count(20) == 1
 
 
+@pytest.mark.slow
 def test_labels_substeps_averages_and_a_factor_of_four(tmp_path):
     config = tiny(
         **{
@@ -163,6 +164,7 @@ def test_labels_substeps_averages_and_a_factor_of_four(tmp_path):
     assert students == [4, 1]
 
 
+@pytest.mark.slow
 def test_an_exact_teacher(tmp_path):
     config = default("ring2d", "mlp")
     config.update_from_flattened_dict(
