@@ -9,7 +9,9 @@ updates; the finished stage's weights, read back from disk, start and teach the 
 one. A teacher's weights are therefore in no checkpoint but its own.
 """
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -43,7 +45,20 @@ class StageCheckpoints:
         return self
 
     def __exit__(self, *error) -> None:
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        # A full disk shows as whatever the storage library made of it.
+        try:
+            yield
+        except Exception as error:
+            cause = _brief(error)
+            raise OSError(
+                f"{self._directory}: checkpoint not written ({cause}); the ones before "
+                "are kept, and the same command goes on from there"
+            ) from error
 
     @property
     def updates(self) -> int:
@@ -61,14 +76,16 @@ class StageCheckpoints:
         Args:
           state: a method's state; may be donated as soon as this returns.
           facts: what else to keep of the stage so far, as JSON.
+
+        Raises:
+          OSError: where this one, or the one before, could not be written.
         """
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_bare(state)),
-                facts=ocp.args.JsonSave({"format": FORMAT, **facts}),
-            ),
+        content = ocp.args.Composite(
+            state=ocp.args.StandardSave(_bare(state)),
+            facts=ocp.args.JsonSave({"format": FORMAT, **facts}),
         )
+        with self._writing():
+            self._manager.save(int(state.step), args=content)
 
     def restore(self, like: Any) -> tuple[Any, dict]:
         """The newest checkpoint.
@@ -80,17 +97,20 @@ class StageCheckpoints:
           The state, with `like`'s teacher, and the facts saved beside it.
 
         Raises:
-          Refused: where the checkpoint is of another format.
+          Refused: where the checkpoint is damaged, or of another format.
         """
-        kept = self._manager.restore(
-            self._manager.latest_step(),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(
-                    jax.tree.map(ocp.utils.to_shape_dtype_struct, _bare(like))
-                ),
-                facts=ocp.args.JsonRestore(),
-            ),
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _bare(like))
+        content = ocp.args.Composite(
+            state=ocp.args.StandardRestore(shapes), facts=ocp.args.JsonRestore()
         )
+        try:
+            kept = self._manager.restore(self.updates, args=content)
+        except Exception as error:  # whatever a damaged file leads to
+            cause = _brief(error)
+            raise Refused(
+                f"{self._directory / str(self.updates)} is damaged ({cause}): delete "
+                "that folder and run again, from the one before"
+            ) from error
         found = kept.facts.get("format")
         if found != FORMAT:
             raise Refused(
@@ -102,3 +122,8 @@ class StageCheckpoints:
 
 def _bare(state):
     return state.replace(teacher=None)
+
+
+def _brief(error: Exception) -> str:
+    """The storage library's message without the specification that it appends."""
+    return str(error).partition("\n")[0].partition(" [tensorstore_spec")[0][:300]

@@ -164,7 +164,9 @@ def check(config: ConfigDict, num_devices: int) -> None:
             raise ValueError(f"{key}={seed}: must be at least 0 and below 2^31")
     counts = config.eval.teacher_steps
     if len(set(counts)) < max(len(counts), 1):
-        raise ValueError(f"eval.teacher_steps={counts}: give each number once")
+        raise ValueError(
+            f"eval.teacher_steps={counts}: give at least one, each number once"
+        )
     sections = ["ladder"] if config.teacher.exact else ["teacher", "ladder"]
     for name in sections:
         section = config[name]

@@ -121,7 +121,7 @@ class Evaluation:
 
     def done(self, row: Row) -> bool:
         """Whether a row's samples and figures are on disk."""
-        return self._path(f"{row.name}.json").exists()
+        return bool(self.entry(row))
 
     def work(self, row: Row) -> int:
         """A row's forward passes of one example."""
@@ -138,7 +138,12 @@ class Evaluation:
 
     def has(self, name: str) -> bool:
         """Whether samples are kept under a row's or a reference's name."""
-        return self._path(f"{name}.npy").exists()
+        try:
+            with open(self._path(f"{name}.npy"), "rb") as file:
+                np.load(file)
+        except (OSError, ValueError, EOFError):
+            return False  # not there, or cut short: it is made again
+        return True
 
     def _collect(self, name, batches, advance) -> np.ndarray:
         """All batches, kept as a file, which serves the next time."""
@@ -225,8 +230,11 @@ class Evaluation:
         }
 
     def entry(self, row: Row) -> dict:
-        """A finished row's entry."""
-        return json.loads(self._path(f"{row.name}.json").read_text())
+        """A finished row's entry; empty where there is none that can be read."""
+        try:
+            return json.loads(self._path(f"{row.name}.json").read_text())
+        except (OSError, ValueError):
+            return {}
 
     def kept(self, name: str) -> np.ndarray:
         """Samples kept under a row's or a reference's name."""

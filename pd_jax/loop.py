@@ -36,7 +36,9 @@ class Loop:
         self._training, self._stage, self._dataset = training, stage, dataset
         self._every, self._lines, self._progress = log_updates, lines, progress
         self._held: list[dict] = []  # this interval's metrics, still on the device
-        self._late: tuple[int, list[dict]] | None = None  # those of the one before
+        self._late: tuple[int, list[dict], float] | None = (
+            None  # those of the one before
+        )
         self._clock = time.monotonic(), done
         self._text = f"{stage.name}  starting"
 
@@ -55,7 +57,9 @@ class Loop:
         self._held.append(metrics)
         if self.passed(self._every):
             self._write(self._late)
-            self._late, self._held = (self.done, self._held), []
+            # The interval before has just been waited for: a fair clock for this one.
+            self._late = self.done, self._held, time.monotonic()
+            self._held = []
         work = size * training.method.forwards
         self._progress.advance(work, self._text)
         return state
@@ -67,13 +71,14 @@ class Loop:
           Diverged: where a loss is not finite.
         """
         self._write(self._late)
-        self._write((self.done, self._held))
+        jax.block_until_ready(self._held)
+        self._write((self.done, self._held, time.monotonic()))
         self._late, self._held = None, []
 
-    def _write(self, interval: tuple[int, list[dict]] | None) -> None:
+    def _write(self, interval: tuple[int, list[dict], float] | None) -> None:
         if interval is None or not interval[1]:
             return
-        update, metrics = interval
+        update, metrics, clock = interval
         metrics = jax.device_get(metrics)
         entry = {"stage": self._stage.name, "update": update}
         for name in metrics[0]:
@@ -85,8 +90,8 @@ class Loop:
                 "checkpoint is kept. A lower learning rate may help."
             )
         self._lines.write(entry)
-        (before, at), self._clock = self._clock, (time.monotonic(), update)
-        rate = (update - at) / max(self._clock[0] - before, 1e-9)
+        (before, at), self._clock = self._clock, (clock, update)
+        rate = (update - at) / max(clock - before, 1e-9)
         self._text = (
             f"{self._stage.name}  {update}/{self._stage.updates}  "
             f"loss {entry['loss']:.3g}  {rate:.0f} updates/s"

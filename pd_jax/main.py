@@ -12,10 +12,25 @@ import time
 BEGAN = time.monotonic()  # before the imports, which take seconds
 
 import os
+import signal
+import sys
+
+
+def _stop_at_once(signum, frame) -> None:
+    """Ctrl-C where nothing needs saving, or for the second time."""
+    # Past all clean-up, which threads still at work would turn into noise; what is on
+    # disk is whole at any moment.
+    print("stopped; the same command goes on", file=sys.stderr, flush=True)
+    os._exit(128 + signum)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _stop_at_once)
+
+import logging
 import pathlib
 import re
 import runpy
-import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -40,7 +55,10 @@ def _load(given: str) -> dict:
             f"--config={given}: no such file; give one like configs/digits.py, from "
             "the folder that holds configs/"
         )
-    get_config = runpy.run_path(file).get("get_config")
+    try:
+        get_config = runpy.run_path(file).get("get_config")
+    except SyntaxError as error:
+        raise Refused(f"{file} is not Python: {error}") from error
     if get_config is None:
         raise Refused(f"{file}: defines no get_config(variant), so is no config file")
     return dict(config.flatten(get_config(variant) if variant else get_config()))
@@ -82,6 +100,8 @@ def main(argv: list[str]) -> int:
     from pd_jax.interrupt import Interrupted
     from pd_jax.loop import Diverged
 
+    # The storage library's tasks report there, at length, what is raised anyway.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         try:
             _parse(argv)
@@ -93,6 +113,8 @@ def main(argv: list[str]) -> int:
         ).partition(":")
         name = pathlib.Path(file).stem
         folder = f"{name}_{variant}" if variant else name
+        if WORKDIR.value == "":
+            raise Refused("--workdir= is empty: give a folder, or leave the flag out")
         workdir = WORKDIR.value or os.path.join("runs", folder)
         name = f"{name}:{variant}" if variant else name
         train.run(CONFIG.value, workdir, name, BEGAN)
@@ -105,11 +127,12 @@ def main(argv: list[str]) -> int:
     except Interrupted as stop:
         print(f"stopped by {stop}; the same command goes on", file=sys.stderr)
         return stop.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    exit_code = main(sys.argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if exit_code:
+        os._exit(exit_code)  # all is said: see _stop_at_once

@@ -59,7 +59,8 @@ def _png(figure: Figure) -> bytes:
 
 def plot_quality(rows: list[dict]) -> bytes:
     """Every metric against sampling steps, teacher and students, log axes; a PNG."""
-    metrics = list(rows[0]["metrics"])
+    metrics, sampler = list(rows[0]["metrics"]), rows[0]["sampler"]
+    sampler = {"ddim": "DDIM", "heun": "Heun"}.get(sampler, sampler)
     figure = Figure(figsize=(4.6 * len(metrics), 3.8), layout="constrained")
     for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics):
         for model, marker in (("teacher", "s"), ("student", "o")):
@@ -68,7 +69,8 @@ def plot_quality(rows: list[dict]) -> bytes:
                 for r in rows
                 if r["model"] == model
             )
-            name = {"teacher": "teacher, DDIM", "student": "distilled students"}[model]
+            name = {"teacher": f"teacher, {sampler}", "student": "distilled students"}
+            name = name[model]
             axes.plot(*zip(*points), marker=marker, color=COLOURS[model], label=name)
         axes.set(xscale="log", yscale="log", xlabel="sampling steps")
         axes.set_title(LABELS.get(metric, metric), fontsize=10)

@@ -78,8 +78,17 @@ def sample(
     """
     name, variance = parse(method)
     z = jnp.asarray(z)
-    if isinstance(num_steps, int | np.integer) and num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}: a sampler takes at least one step")
+    if not jnp.issubdtype(z.dtype, jnp.floating):
+        z = z.astype(float)
+    if not isinstance(num_steps, jax.core.Tracer):
+        whole = np.ndim(num_steps) == 0 and isinstance(
+            np.asarray(num_steps).item(), int
+        )
+        if not whole or num_steps < 1:
+            raise ValueError(
+                f"num_steps={num_steps}: a sampler takes a whole number of steps, at "
+                "least one"
+            )
     if name == "ancestral":
         if key is None:
             raise ValueError('sampler "ancestral" draws noise: it needs a key')

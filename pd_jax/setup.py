@@ -79,7 +79,7 @@ def _model(config: ConfigDict, dataset: Dataset) -> Model:
     if classes and not dataset.num_classes:
         raise ValueError(
             f'model.num_classes={classes}, but data "{config.data.name}" has no '
-            "labels: give 0"
+            "labels: give 0, or say where they are (data.label_key for an .npz)"
         )
     return Model(network, output)
 

@@ -1,9 +1,12 @@
 """The order of things: teacher, ladder, evaluation, report; whatever is missing."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 import jaxlib
@@ -54,8 +57,25 @@ def run(
         print(f"{workdir}: everything is done already, nothing to do")
         print(report.table(finished["rows"]))
         return finished
-    write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
-    return _Run(setup, workdir, name, began).all()
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _alone(workdir):
+        text = json.dumps(config.to_dict(), indent=1) + "\n"
+        write_whole(workdir / "config.json", text)
+        return _Run(setup, workdir, name, began).all()
+
+
+@contextlib.contextmanager
+def _alone(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds a folder's lock, which dies with its holder; Refused where it is held."""
+    with open(workdir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Refused(
+                f"{workdir} is in use by another process: wait for it, stop it, or use "
+                "another folder with --workdir=DIR"
+            ) from error
+        yield
 
 
 def _open(workdir: pathlib.Path, config: ConfigDict) -> dict | None:
@@ -75,7 +95,8 @@ def _open(workdir: pathlib.Path, config: ConfigDict) -> dict | None:
             "use another one with --workdir=DIR"
         )
     done = workdir / "report.json"
-    return _read(done) if done.exists() else None
+    report = _read(done) if done.exists() else {}
+    return report if "rows" in report else None
 
 
 def _read(path: pathlib.Path) -> dict:
@@ -224,7 +245,10 @@ class _Run:
                 state = loop.call(state)
         self.accounted += time.monotonic() - began
         if self.interrupt.received:
-            self.progress.say(f"{stage.name}: stopped and saved at update {loop.done}")
+            kept_at = (
+                f"and saved at update {saved}" if saved else "before its first update"
+            )
+            self.progress.say(f"{stage.name}: stopped {kept_at}")
         self.interrupt.check()
 
     def _sampler(self, stage: Stage) -> dict:

@@ -65,7 +65,7 @@ class Progress:
             self._bar = tqdm(
                 total=self._total,
                 initial=done,
-                bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {desc}",
+                bar_format="{percentage:3.0f}%|{bar:10}| {elapsed}<{remaining} {desc}",
                 dynamic_ncols=True,
                 leave=False,
             )

@@ -80,6 +80,8 @@ WRONG = [
     ((DIGITS, "--config.run.substeps=7"), "does not divide"),
     ((DIGITS, "--config.eval.teacher_steps=(4,4)"), "each number once"),
     ((DIGITS, "--config.seed=-1"), "seed=-1"),
+    ((DIGITS, "--workdir="), "--workdir= is empty"),
+    ((f"--config={ROOT}/README.md",), "is not Python"),
     ((DIGITS, "--config.eval.seed=99999999999999"), "below 2^31"),
     ((DIGITS, "--config.data.num_images=1"), "at least 2"),
     ((DIGITS, "--config.ladder.updates[9]=5"), "index out of range"),

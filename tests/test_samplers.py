@@ -122,8 +122,11 @@ def test_traced_step_counts_share_one_trace_and_equal_static_ones(cosine, method
         ({"method": "heun:small"}, "only .ancestral. takes a variance"),
         ({"method": "ancestral"}, "needs a key"),
         ({"method": "ancestral:huge", "key": jax.random.key(0)}, "unknown variance"),
-        ({"num_steps": 0}, "at least one step"),
-        ({"num_steps": np.int64(0)}, "at least one step"),
+        ({"num_steps": 0}, "at least one"),
+        ({"num_steps": np.int64(0)}, "at least one"),
+        ({"num_steps": jnp.int32(0)}, "at least one"),
+        ({"num_steps": 2.5}, "whole number"),
+        ({"num_steps": "4"}, "whole number"),
     ],
 )
 def test_wrong_use(cosine, kw, says):

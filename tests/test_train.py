@@ -1,7 +1,9 @@
 """Whole runs, small: what is written, what is done once, what stopping costs."""
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -12,6 +14,7 @@ from pd_jax import train
 from pd_jax.config import default
 from pd_jax.interrupt import Interrupted
 from pd_jax.loop import Loop
+from pd_jax.names import Refused
 
 
 def tiny(**changes):
@@ -206,3 +209,33 @@ def test_substeps_may_change_where_they_divide_what_is_left(
     with pytest.raises(ValueError, match="3 to 20"):
         train.run(tiny(**{"run.substeps": 4}), tmp_path / "run", "tiny")
     assert train.run(tiny(), tmp_path / "run", "tiny")["rows"] == whole[1]["rows"]
+
+
+def test_damaged_and_missing_pieces(whole, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    (workdir / "report.json").write_text("{}")
+    (workdir / "evaluation" / "student_2.json").write_text('{"mod')
+    samples = workdir / "evaluation" / "student_2.npy"
+    samples.write_bytes(samples.read_bytes()[:200])
+    assert train.run(tiny(), workdir, "tiny")["rows"] == whole[1]["rows"]
+    assert "3 of 4 rows measured" in capsys.readouterr().out
+
+    (workdir / "report.json").unlink()
+    samples.unlink()
+    (workdir / "evaluation" / "student_2.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "student_2" / "12" / "facts")
+    with pytest.raises(Refused, match=r"student_2.12 is damaged"):
+        train.run(tiny(), workdir, "tiny")
+    shutil.rmtree(workdir / "checkpoints" / "student_2" / "12")
+    assert train.run(tiny(), workdir, "tiny")["rows"] == whole[1]["rows"]
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with open(workdir / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Refused, match="in use by another process"):
+            train.run(tiny(), workdir, "tiny")
+    assert [p.name for p in workdir.iterdir()] == [".lock"]
