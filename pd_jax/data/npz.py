@@ -8,7 +8,8 @@ import numpy as np
 
 from pd_jax.data import Dataset
 
-# What zipfile, zlib and NumPy raise on a file that is damaged, or no archive.
+# What zipfile, zlib and NumPy raise on a file that is damaged, or no archive; a flipped
+# byte may name a compression that zipfile does not have (NotImplementedError).
 UNREADABLE = (
     ValueError,
     OSError,
