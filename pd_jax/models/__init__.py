@@ -2,9 +2,12 @@
 
 A network's file defines `Network`, a Flax module called with
 
-    (z [B, ...], logsnr [B], label [B] int32 or None, train=False) -> output [B, ...]
+    (z [B, ...], logsnr [B], label [B] int32, extra [B, K], train=False) -> [B, ...]
 
-Its output is raw, of z's shape but for the last axis, which is `out_ch` wide. The field
+with label and extra None where there are none; `extra` is any further conditioning,
+whose weights exist only where a network is initialised with it.
+
+The output is raw, of z's shape but for the last axis, which is `out_ch` wide. The field
 `dropout` is set for each training; it draws from the rng collection "dropout" when
 `train` is true. What the output means is said in one place, `pd_jax.denoisers`.
 """

@@ -6,18 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
-def time_embedding(logsnr: jax.Array, width: int) -> jax.Array:
-    """Sinusoidal embedding [B, width] of the noise level logsnr [B].
-
-    The input is the angle as a share of pi/2 (the released networks' `inv_cos`), times
-    1000: sines, then cosines, of width/2 frequencies from 1 down to 1/10000.
-    """
-    half = width // 2
-    u = jnp.arctan(jnp.exp(-0.5 * jnp.clip(logsnr, -20.0, 20.0))) / (0.5 * math.pi)
-    rates = jnp.exp(-math.log(10_000.0) * jnp.arange(half) / (half - 1))
-    phase = 1000.0 * u[:, None] * rates[None]
-    return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=1)
+from pd_jax.models._embedding import add_extra, check_label, sinusoidal, time_input
 
 
 class Block(nn.Module):
@@ -46,7 +35,7 @@ class Network(nn.Module):
     Attributes:
       width: hidden width, even, at least 4.
       num_blocks: residual blocks.
-      num_classes: classes of the label; 0 for a network without labels.
+      num_classes: classes of the label; 0 or 1 for a network without labels.
       dropout: share of dropped hidden units when training.
       out_ch: width of the output's last axis; that of z where 0.
     """
@@ -63,24 +52,26 @@ class Network(nn.Module):
         z: jax.Array,
         logsnr: jax.Array,
         label: jax.Array | None = None,
+        extra: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Maps z [B, ...], logsnr [B] and label [B] int32 to [B, ..., out_ch]."""
+        """Maps z [B, ...], logsnr [B], label [B] int32, extra [B, K] or None.
+
+        Returns:
+          Raw output [B, ..., out_ch].
+        """
         if self.width < 4 or self.width % 2:
             raise ValueError(f"model.width={self.width}: must be even and at least 4")
         for key in ("num_blocks", "num_classes"):
             if getattr(self, key) < 0:
                 raise ValueError(f"model.{key}={getattr(self, key)}: at least 0")
-        embedding = time_embedding(logsnr, self.width)
+        embedding = sinusoidal(time_input(logsnr, "inv_cos"), self.width)
         embedding = nn.Dense(self.width, name="embed0")(embedding)
         embedding = nn.Dense(self.width, name="embed1")(nn.swish(embedding))
-        if self.num_classes:
-            if label is None:
-                raise ValueError(
-                    f"a network of num_classes={self.num_classes} needs labels"
-                )
+        if self.num_classes > 1:
+            label = check_label(label, self.num_classes)
             embedding += nn.Embed(self.num_classes, self.width, name="label")(label)
-        embedding = nn.swish(embedding)
+        embedding = nn.swish(add_extra(embedding, extra))
 
         h = nn.Dense(self.width, name="dense_in")(z.reshape(z.shape[0], -1))
         for i in range(self.num_blocks):

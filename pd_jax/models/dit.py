@@ -1,0 +1,147 @@
+"""A diffusion transformer: patches, and blocks modulated by adaLN-zero.
+
+Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers" (2212.09748).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pd_jax.models._embedding import add_extra, check_label, sinusoidal, time_input
+
+_zeros = nn.initializers.zeros
+_xavier = nn.initializers.xavier_uniform()
+
+
+def _norm(name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(
+        epsilon=1e-6,
+        use_scale=False,
+        use_bias=False,
+        use_fast_variance=False,
+        name=name,
+    )
+
+
+def _modulation(emb: jax.Array, width: int, parts: int) -> list[jax.Array]:
+    """`parts` vectors [B, 1, width] from the embedding [B, E], all 0 at first."""
+    out = nn.Dense(parts * width, kernel_init=_zeros, name="modulate")(nn.swish(emb))
+    return jnp.split(out[:, None, :], parts, axis=-1)
+
+
+def place_embedding(height: int, width: int, channels: int) -> jax.Array:
+    """Fixed embedding [height * width, channels] of the patches' rows and columns."""
+
+    def along(places):
+        quarter = channels // 4
+        rates = 10_000.0 ** (-jnp.arange(quarter) / quarter)
+        phase = places.reshape(-1, 1) * rates[None]
+        return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=1)
+
+    rows, columns = jnp.indices((height, width), jnp.float32)
+    return jnp.concatenate([along(rows), along(columns)], axis=1)
+
+
+class Block(nn.Module):
+    """Attention, then an MLP; both modulated and gated, so that a block starts as 0.
+
+    Attributes:
+      num_heads: attention heads.
+      dropout: share of dropped hidden units of the MLP when training.
+    """
+
+    num_heads: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, h: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
+        """Maps tokens h [B, T, D] and the embedding [B, E]."""
+        width = h.shape[-1]
+        shift0, scale0, gate0, shift1, scale1, gate1 = _modulation(emb, width, 6)
+
+        r = _norm("norm0")(h) * (1.0 + scale0) + shift0
+        shape = (3, self.num_heads, width // self.num_heads)
+        qkv = nn.DenseGeneral(shape, kernel_init=_xavier, name="qkv")(r)
+        r = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0))
+        r = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=_xavier, name="proj")(r)
+        h = h + gate0 * r
+
+        r = _norm("norm1")(h) * (1.0 + scale1) + shift1
+        r = nn.gelu(nn.Dense(4 * width, kernel_init=_xavier, name="dense0")(r))
+        r = nn.Dropout(self.dropout, deterministic=not train)(r)
+        return h + gate1 * nn.Dense(width, kernel_init=_xavier, name="dense1")(r)
+
+
+class Network(nn.Module):
+    """Diffusion transformer.
+
+    Attributes:
+      patch: side of a patch, in pixels.
+      width: width of a token, a multiple of 4 and of num_heads.
+      depth: blocks.
+      num_heads: attention heads.
+      logsnr_input_type: see `_embedding.time_input`.
+      num_classes: classes of the label; 0 or 1 for a network without labels.
+      dropout: share of dropped hidden units when training.
+      out_ch: channels of the output; those of z where 0.
+    """
+
+    patch: int = 2
+    width: int = 64
+    depth: int = 2
+    num_heads: int = 2
+    logsnr_input_type: str = "inv_cos"
+    num_classes: int = 0
+    dropout: float = 0.0
+    out_ch: int = 0
+
+    def _check(self, z: jax.Array) -> None:
+        if z.ndim != 4 or z.shape[1] % self.patch or z.shape[2] % self.patch:
+            raise ValueError(
+                f"model.patch={self.patch}: examples have shape {z.shape[1:]}; give "
+                "[H, W, C] with H and W divisible by the patch"
+            )
+        if self.width < 8 or self.width % 4 or self.width % self.num_heads:
+            raise ValueError(
+                f"model.width={self.width}: must be at least 8 and a multiple of 4 and "
+                f"of model.num_heads={self.num_heads}"
+            )
+
+    @nn.compact
+    def __call__(
+        self,
+        z: jax.Array,
+        logsnr: jax.Array,
+        label: jax.Array | None = None,
+        extra: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Maps z [B, H, W, C], logsnr [B], label [B] int32, extra [B, K] or None.
+
+        Returns:
+          Raw output [B, H, W, out_ch].
+        """
+        self._check(z)
+        emb = sinusoidal(time_input(logsnr, self.logsnr_input_type), self.width)
+        emb = nn.Dense(self.width, name="embed0")(emb)
+        emb = nn.Dense(self.width, name="embed1")(nn.swish(emb))
+        if self.num_classes > 1:
+            label = check_label(label, self.num_classes)
+            emb += nn.Embed(self.num_classes, self.width, name="label")(label)
+        emb = add_extra(emb, extra)
+
+        batch, height, width, channels = z.shape
+        rows, columns = height // self.patch, width // self.patch
+        h = z.reshape(batch, rows, self.patch, columns, self.patch, channels)
+        h = h.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+        h = nn.Dense(self.width, kernel_init=_xavier, name="patch_in")(h)
+        h += place_embedding(rows, columns, self.width)[None].astype(h.dtype)
+        for i in range(self.depth):
+            h = Block(self.num_heads, self.dropout, name=f"block_{i}")(h, emb, train)
+
+        shift, scale = _modulation(emb, self.width, 2)
+        h = _norm("norm_out")(h) * (1.0 + scale) + shift
+        out_ch = self.out_ch or channels
+        h = nn.Dense(self.patch**2 * out_ch, kernel_init=_zeros, name="patch_out")(h)
+        h = h.reshape(batch, rows, columns, self.patch, self.patch, out_ch)
+        return h.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, out_ch)

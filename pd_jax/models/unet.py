@@ -1,0 +1,213 @@
+"""The U-Net of the paper, with the parameter names of the released checkpoints.
+
+A module's name is the released one, dots included: `down_0.block_1`, `mid.attn_1`. A
+released file's weights therefore fit as they are.
+
+Source: Salimans & Ho 2022 (2202.00512), appendix E; Ho et al. 2020 and Nichol and
+Dhariwal 2021 for its blocks; the released checkpoints for names and shapes.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pd_jax.models._embedding import add_extra, check_label, sinusoidal, time_input
+
+_zeros = nn.initializers.zeros
+
+
+def _norm(name: str) -> nn.GroupNorm:
+    # The one-pass variance, mean(h^2) - mean(h)^2, cancels where the mean is large.
+    return nn.GroupNorm(num_groups=32, epsilon=1e-6, use_fast_variance=False, name=name)
+
+
+def _half(h: jax.Array) -> jax.Array:
+    """Mean over 2x2 pixels: [B, H, W, C] to [B, H/2, W/2, C]."""
+    batch, height, width, channels = h.shape
+    return h.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+def _double(h: jax.Array) -> jax.Array:
+    """Nearest pixel: [B, H, W, C] to [B, 2H, 2W, C]."""
+    return h.repeat(2, axis=1).repeat(2, axis=2)
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions, the second's input modulated by the embedding; a residual.
+
+    Attributes:
+      out_ch: channels of the output; those of the input where 0.
+      dropout: share of dropped activations when training.
+      resample: "down" halves, "up" doubles height and width inside the block.
+    """
+
+    out_ch: int = 0
+    dropout: float = 0.0
+    resample: str = ""
+
+    @nn.compact
+    def __call__(self, h: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
+        """Maps h [B, H, W, C] and the embedding [B, E]."""
+        out_ch = self.out_ch or h.shape[-1]
+        shortcut, h = h, nn.swish(_norm("norm1")(h))
+        if self.resample:
+            sized = _half if self.resample == "down" else _double
+            shortcut, h = sized(shortcut), sized(h)
+        h = nn.Conv(out_ch, (3, 3), name="conv1")(h)
+        emb = nn.Dense(2 * out_ch, name="temb_proj")(nn.swish(emb))
+        scale, shift = jnp.split(emb[:, None, None, :], 2, axis=-1)
+        h = nn.swish(_norm("norm2")(h) * (1.0 + scale) + shift)
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = nn.Conv(out_ch, (3, 3), kernel_init=_zeros, name="conv2")(h)
+        if shortcut.shape[-1] != out_ch:
+            shortcut = nn.Dense(out_ch, name="nin_shortcut")(shortcut)
+        return shortcut + h
+
+
+class AttnBlock(nn.Module):
+    """Self-attention over all pixels; a residual.
+
+    Attributes:
+      num_heads: heads, each of channels / num_heads; used where head_dim is 0.
+      head_dim: channels of a head, or 0.
+    """
+
+    num_heads: int
+    head_dim: int
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """Maps h [B, H, W, C] to its own shape."""
+        batch, height, width, channels = h.shape
+        heads = channels // self.head_dim if self.head_dim else self.num_heads
+        head_dim = self.head_dim or channels // max(heads, 1)
+        if heads * head_dim != channels:
+            raise ValueError(
+                f"attention over {channels} channels cannot have model.num_heads="
+                f"{self.num_heads} or model.head_dim={self.head_dim}: give divisors"
+            )
+        normed = _norm("norm")(h).reshape(batch, height * width, channels)
+        q, k, v = (
+            nn.DenseGeneral((heads, head_dim), name=name)(normed) for name in "qkv"
+        )
+        out = jax.nn.dot_product_attention(q, k, v)  # softmax(q k / sqrt(head_dim)) v
+        out = nn.DenseGeneral(
+            channels, axis=(-2, -1), kernel_init=_zeros, name="proj_out"
+        )(out)
+        return h + out.reshape(h.shape)
+
+
+class Network(nn.Module):
+    """U-Net on square images.
+
+    Attributes:
+      ch: base width, a multiple of 32.
+      emb_ch: width of the embedding of noise level and label.
+      ch_mult: width of each level, in units of ch; each level has half the size.
+      num_res_blocks: residual blocks a level.
+      attn_resolutions: heights at which there is attention.
+      num_heads, head_dim: attention heads; channels of a head, which counts where > 0.
+      logsnr_input_type: see `_embedding.time_input`.
+      resblock_resample: halves and doubles inside residual blocks, not by convolutions.
+      num_classes: classes of the label; 0 or 1 for a network without labels.
+      dropout: share of dropped activations when training.
+      out_ch: channels of the output; those of z where 0.
+    """
+
+    ch: int = 64
+    emb_ch: int = 256
+    ch_mult: tuple[int, ...] = (1, 2)
+    num_res_blocks: int = 1
+    attn_resolutions: tuple[int, ...] = (8,)
+    num_heads: int = 1
+    head_dim: int | None = 0
+    logsnr_input_type: str = "inv_cos"
+    resblock_resample: bool = True
+    num_classes: int = 0
+    dropout: float = 0.0
+    out_ch: int = 0
+
+    def _check(self, z: jax.Array) -> None:
+        parts = 2 ** (len(self.ch_mult) - 1)
+        if z.ndim != 4 or z.shape[1] % parts or z.shape[2] % parts:
+            raise ValueError(
+                f"model.ch_mult={self.ch_mult} halves images {len(self.ch_mult) - 1} "
+                f"times, but examples have shape {z.shape[1:]}: give [H, W, C] with H "
+                f"and W divisible by {parts}, or fewer levels"
+            )
+        if self.ch < 32 or self.ch % 32 or min(self.ch_mult) < 1:
+            raise ValueError(
+                f"model.ch={self.ch}, model.ch_mult={self.ch_mult}: ch is a multiple "
+                "of 32 (the groups of group norm), each of ch_mult at least 1"
+            )
+
+    def _embed(self, logsnr, label, extra) -> jax.Array:
+        u = time_input(logsnr, self.logsnr_input_type)
+        emb = nn.Dense(self.emb_ch, name="dense0")(sinusoidal(u, self.ch))
+        emb = nn.Dense(self.emb_ch, name="dense1")(nn.swish(emb))
+        if self.num_classes > 1:
+            label = check_label(label, self.num_classes)
+            one_hot = jax.nn.one_hot(label, self.num_classes, dtype=emb.dtype)
+            emb += nn.Dense(self.emb_ch, name="class_emb")(one_hot)
+        return add_extra(emb, extra)
+
+    @nn.compact
+    def __call__(
+        self,
+        z: jax.Array,
+        logsnr: jax.Array,
+        label: jax.Array | None = None,
+        extra: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Maps z [B, H, W, C], logsnr [B], label [B] int32, extra [B, K] or None.
+
+        Returns:
+          Raw output [B, H, W, out_ch].
+        """
+        self._check(z)
+        emb = self._embed(logsnr, label, extra)
+
+        def block(h, name, **fields):
+            fields = {"dropout": self.dropout, **fields}
+            return ResnetBlock(**fields, name=name)(h, emb, train)
+
+        def attend(h, name):
+            if h.shape[1] not in self.attn_resolutions:
+                return h
+            return AttnBlock(self.num_heads, self.head_dim or 0, name=name)(h)
+
+        def resample(h, name, direction):
+            if self.resblock_resample:
+                return block(h, name, resample=direction)
+            if direction == "down":
+                return nn.Conv(h.shape[-1], (3, 3), strides=(2, 2), name=name)(h)
+            return nn.Conv(h.shape[-1], (3, 3), name=name)(_double(h))
+
+        widths = [self.ch * mult for mult in self.ch_mult]
+        h = nn.Conv(self.ch, (3, 3), name="conv_in")(z)
+        skips = [h]
+        for i, width in enumerate(widths):
+            for j in range(self.num_res_blocks):
+                h = block(h, f"down_{i}.block_{j}", out_ch=width)
+                h = attend(h, f"down_{i}.attn_{j}")
+                skips.append(h)
+            if i < len(widths) - 1:
+                h = resample(h, f"down_{i}.downsample", "down")
+                skips.append(h)
+
+        h = block(h, "mid.block_1")
+        h = AttnBlock(self.num_heads, self.head_dim or 0, name="mid.attn_1")(h)
+        h = block(h, "mid.block_2")
+
+        for i, width in reversed(list(enumerate(widths))):
+            for j in range(self.num_res_blocks + 1):
+                joined = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(joined, f"up_{i}.block_{j}", out_ch=width)
+                h = attend(h, f"up_{i}.attn_{j}")
+            if i:
+                h = resample(h, f"up_{i}.upsample", "up")
+
+        h = nn.swish(_norm("norm_out")(h))
+        out_ch = self.out_ch or z.shape[-1]
+        return nn.Conv(out_ch, (3, 3), kernel_init=_zeros, name="conv_out")(h)
