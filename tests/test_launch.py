@@ -128,7 +128,7 @@ def stop(number, frame):
     global stop_count
     stop_count += 1
     if "deaf" not in do:
-        time.sleep(0.3)
+        time.sleep(0.7 if i == "0" else 0.2)  # longer than the others
         note("saved" + i, str(stop_count))
         print("saved", flush=True)
         os._exit(128 + number)
@@ -148,7 +148,8 @@ if "fail" + i in do:
     while not all(os.path.exists("pid" + n) for n in "012"):
         time.sleep(0.01)
     sys.exit(int(do["fail" + i]))
-while "wait" in do:
+end = time.monotonic() + 30
+while "wait" in do and time.monotonic() < end:
     time.sleep(0.02)
 """
 

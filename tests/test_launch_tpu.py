@@ -117,7 +117,7 @@ case $now in
     ;;
   wait)
     trap 'sleep 0.2; echo saved >saved; exit 143' TERM
-    while :; do sleep 0.05; done
+    for _ in {1..400}; do sleep 0.05; done
     ;;
   *) exit "$now" ;;
 esac
@@ -218,6 +218,7 @@ def test_start_once_tail_stop(tpu):
     second = tpu.run("tpu.sh", "start", *RUN_ARGUMENTS)
     assert second.returncode == 3
     assert "a run is under way" in second.err
+    assert tpu.calls("ssh")[-1][-1].endswith(" idle")  # none is started beside it
     assert tpu.run("tpu.sh", "install").returncode == 3
     tail = tpu.start("tpu.sh", "tail")
     assert tail.stdout.readline() == "so far: wait\n"
@@ -241,6 +242,8 @@ def test_run_survives_a_preemption(tpu):
     assert "install failed, trying again" in done.err
     fetched = sorted(p.name for p in (tpu.folder / "runs/run").rglob("*"))
     assert fetched == ["a.png", "report.json", "samples"]
+    (call,) = tpu.calls("rsync")
+    assert "--exclude=^checkpoints/.*|^evaluation/.*" in call
 
 
 @pytest.mark.slow
