@@ -12,7 +12,7 @@ has a lower distance (0.48, after 3000 updates without it) and is harder to dist
 Variant `:smoke`: everything in seconds, for a look at the files, not at quality.
 """
 
-from pd_jax import names
+from pd_jax import names, recipes
 from pd_jax.config import default
 
 
@@ -33,13 +33,5 @@ def get_config(variant: str = ""):
     if variant == "smoke":
         config.model.width = 32
         config.model.num_blocks = 1
-        config.teacher.updates = 100
-        config.ladder.start = 8
-        config.ladder.updates = (40,)
-        config.eval.teacher_steps = (8, 4, 2, 1)
-        config.eval.num_samples = 256
-        config.eval.paired_samples = 64
-        config.eval.reference_steps = 32
-        config.run.checkpoint_updates = 20
-        config.run.log_updates = 10
+        recipes.smoke(config)
     return config

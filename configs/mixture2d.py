@@ -11,7 +11,7 @@ Two CPU cores: 2 minutes. RMSE to the exact map with 1, 2, 4, 8 and 16 steps: st
 0.027. Variant `:smoke`: everything in seconds, for a look at the files, not at quality.
 """
 
-from pd_jax import names
+from pd_jax import names, recipes
 from pd_jax.config import default
 
 
@@ -32,12 +32,7 @@ def get_config(variant: str = ""):
     if variant == "smoke":
         config.model.width = 32
         config.model.num_blocks = 1
-        config.ladder.start = 8
-        config.ladder.updates = (40,)
-        config.eval.teacher_steps = (8, 4, 2, 1)
+        recipes.smoke(config)
         config.eval.num_samples = 500
         config.eval.paired_samples = 100
-        config.eval.reference_steps = 32
-        config.run.checkpoint_updates = 20
-        config.run.log_updates = 10
     return config

@@ -7,6 +7,8 @@ Every stage has an Orbax `CheckpointManager` of its own under the workdir:
 numbered by updates done. A stage is finished when its last number is its number of
 updates; the finished stage's weights, read back from disk, start and teach the next
 one. A teacher's weights are therefore in no checkpoint but its own.
+
+Weights may also come from one of the paper's released files: `load_released`.
 """
 
 import contextlib
@@ -14,8 +16,11 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import flax.serialization
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from pd_jax.ladder import Stage
 from pd_jax.names import Refused
@@ -91,33 +96,41 @@ class StageCheckpoints:
         """The newest checkpoint.
 
         Args:
-          like: a state of arrays or `jax.ShapeDtypeStruct`, with shardings.
+          like: a state of `jax.ShapeDtypeStruct`, with shardings.
 
         Returns:
-          The state, with `like`'s teacher, and the facts saved beside it.
+          The state, without a teacher, and the facts saved beside it.
 
         Raises:
           Refused: where the checkpoint is damaged, or of another format.
         """
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _bare(like))
-        content = ocp.args.Composite(
-            state=ocp.args.StandardRestore(shapes), facts=ocp.args.JsonRestore()
+        kept = self._read(
+            state=ocp.args.StandardRestore(_bare(like)), facts=ocp.args.JsonRestore()
         )
+        return kept.state, self._checked(kept.facts)
+
+    def facts(self) -> dict:
+        """What the newest checkpoint says of itself; as for `restore`."""
+        return self._checked(self._read(facts=ocp.args.JsonRestore()).facts)
+
+    def _read(self, **items) -> Any:
         try:
-            kept = self._manager.restore(self.updates, args=content)
+            return self._manager.restore(self.updates, args=ocp.args.Composite(**items))
         except Exception as error:  # whatever a damaged file leads to
             cause = _brief(error)
             raise Refused(
                 f"{self._directory / str(self.updates)} is damaged ({cause}): delete "
                 "that folder and run again, from the one before"
             ) from error
-        found = kept.facts.get("format")
+
+    def _checked(self, facts: dict) -> dict:
+        found = facts.get("format")
         if found != FORMAT:
             raise Refused(
                 f"{self._directory}: checkpoint format {found}, this version of pd_jax "
                 f"reads {FORMAT}"
             )
-        return kept.state.replace(teacher=like.teacher), kept.facts
+        return facts
 
 
 def _bare(state):
@@ -127,3 +140,78 @@ def _bare(state):
 def _brief(error: Exception) -> str:
     """The storage library's message without the specification that it appends."""
     return str(error).partition("\n")[0].partition(" [tensorstore_spec")[0][:300]
+
+
+def load_released(path: str, like: dict) -> tuple[dict, int | None]:
+    """Weights from a released file of the paper, or any file of that form.
+
+    Such a file is Flax msgpack: a dictionary with the weights under `ema_params`, and
+    for a student its step count under `num_sample_steps`. Reading it runs no code.
+
+    Args:
+      path: a local path, or one that TensorStore opens, such as gs://BUCKET/FILE.
+      like: nested dict of arrays or `jax.ShapeDtypeStruct`, as the network has them.
+
+    Returns:
+      Weights as NumPy arrays in the shapes and types of `like`, where unit axes may
+      differ; and the step count, None for a base model.
+
+    Raises:
+      ValueError: for a file that is missing, damaged, or of another network, naming
+        every leaf that is missing, extra or of another shape.
+    """
+    try:
+        content = flax.serialization.msgpack_restore(_bytes(path))
+        found = content["ema_params"]
+        num_steps = int(content.get("num_sample_steps") or 0)
+    except Exception as error:  # whatever a damaged file leads to
+        what = type(error).__name__
+        raise ValueError(
+            f"{path}: not a released checkpoint, which is Flax msgpack with ema_params "
+            f"({what}: {_brief(error)})"
+        ) from error
+    wanted, found = _leaves(like), _leaves(found)
+    problems = [
+        f"missing {name} {tuple(wanted[name].shape)}"
+        for name in wanted.keys() - found.keys()
+    ]
+    problems += [f"extra {name}" for name in found.keys() - wanted.keys()]
+    for name in wanted.keys() & found.keys():
+        here, there = wanted[name].shape, getattr(found[name], "shape", None)
+        if there is None or _squeezed(here) != _squeezed(there):
+            problems.append(f"{name} is {there}, not {tuple(here)}")
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(
+            f"{path} holds another network: {'; '.join(sorted(problems)[:8])}{more}"
+        )
+    flat, tree = jax.tree_util.tree_flatten_with_path(like)
+    leaves = [
+        np.asarray(found[_name(at)]).astype(leaf.dtype).reshape(leaf.shape)
+        for at, leaf in flat
+    ]
+    return jax.tree.unflatten(tree, leaves), num_steps or None
+
+
+def _bytes(path: str) -> bytes:
+    """A whole file, local or remote."""
+    if "://" not in path:
+        return pathlib.Path(path).read_bytes()
+    folder, _, name = path.rpartition("/")
+    read = tensorstore.KvStore.open(folder + "/").result().read(name).result()
+    if read.state != "value":
+        raise FileNotFoundError(f"no such file: {path}")
+    return read.value
+
+
+def _name(at: tuple) -> str:
+    return "/".join(str(key.key) for key in at)
+
+
+def _leaves(tree: dict) -> dict[str, Any]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_name(at): leaf for at, leaf in flat}
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n != 1)

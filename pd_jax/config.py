@@ -54,6 +54,7 @@ def default(data_name: str, model_name: str) -> ConfigDict:
             model=dict(name=model_name, output="v", **models.fields(model_name)),
             teacher=dict(
                 exact=False,  # the data set's exact denoiser teaches: nothing to train
+                released="",  # file of a released model that teaches: nothing to train
                 method="standard",
                 discrete=False,  # train on the times i/ladder.start only
                 updates=0,
@@ -73,6 +74,10 @@ def default(data_name: str, model_name: str) -> ConfigDict:
                 sampler="ddim",
                 clip=True,  # predictions of x to [-1, 1]
                 teacher_steps=(256, 32, 16, 8, 4, 2, 1),
+                max_steps=0,  # students of more steps are not measured; 0: all are
+                num_reference=0,  # examples that samples are compared with; 0: all
+                inception="",  # file of Inception weights, for FID and its kin
+                statistics="",  # .npz of reference statistics (mu, sigma) for FID
                 num_samples=4000,
                 paired_samples=500,  # of these, compared one by one with the reference
                 reference_steps=1024,  # of the teacher's own best samples
@@ -83,6 +88,8 @@ def default(data_name: str, model_name: str) -> ConfigDict:
                 log_updates=50,  # a line of metrics.jsonl each
                 log_seconds=5.0,  # a line of output each, where there is no terminal
                 eval_batch=1000,
+                preflight=True,  # try out a teacher that was not trained here
+                data_workers=0,  # processes that read and decode, where data must be
                 substeps=1,  # updates per call of the step; more helps accelerators
             ),
         )
@@ -111,8 +118,14 @@ def differences(old: dict, new: dict) -> list[str]:
     ]
 
 
-def student_stages(config: ConfigDict) -> list[ladder.Stage]:
-    """The ladder's stages, in order; ValueError names the key at fault."""
+def student_stages(config: ConfigDict, start: int = 0) -> list[ladder.Stage]:
+    """The ladder's stages, in order; ValueError names the key at fault.
+
+    Args:
+      config: the config.
+      start: sampling steps that the teacher was made for, which leave out the stages
+        above; 0 for any.
+    """
     lad = config.ladder
     counts = ladder.step_counts(lad.start, lad.end, lad.factor)
     per_stage = {}
@@ -124,6 +137,20 @@ def student_stages(config: ConfigDict) -> list[ladder.Stage]:
                 f"{len(counts)}, one for each of {counts} steps"
             )
         per_stage[key] = values * len(counts) if len(values) == 1 else values
+    if start:
+        try:
+            below = ladder.step_counts(start, lad.end, lad.factor)
+        except ValueError as error:
+            raise ValueError(
+                f"teacher.released is a student of {start} steps, where the ladder "
+                f"starts: {error}"
+            ) from error
+        missing = len(below) - len(counts)
+        counts = below
+        per_stage = {
+            key: (values[0],) * missing + values[max(0, -missing) :]
+            for key, values in per_stage.items()
+        }
     return [
         ladder.Stage(f"student_{n}", i, n, updates, rate)
         for i, (n, updates, rate) in enumerate(zip(counts, *per_stage.values()))
@@ -131,9 +158,9 @@ def student_stages(config: ConfigDict) -> list[ladder.Stage]:
 
 
 def teacher_stage(config: ConfigDict) -> ladder.Stage | None:
-    """The teacher's stage, or None where an exact denoiser teaches."""
+    """The teacher's stage, or None where there is nothing to train."""
     tea = config.teacher
-    if tea.exact:
+    if tea.exact or tea.released:
         return None
     num_steps = config.ladder.start if tea.discrete else 0
     return ladder.Stage("teacher", 0, num_steps, tea.updates, tea.learning_rate)
@@ -167,8 +194,13 @@ def check(config: ConfigDict, num_devices: int) -> None:
         raise ValueError(
             f"eval.teacher_steps={counts}: give at least one, each number once"
         )
-    sections = ["ladder"] if config.teacher.exact else ["teacher", "ladder"]
-    for name in sections:
+    if config.teacher.exact and config.teacher.released:
+        raise ValueError(
+            f"teacher.exact=True and teacher.released={config.teacher.released}: only "
+            "one of them can teach"
+        )
+    teacher = teacher_stage(config)
+    for name in ["ladder"] if teacher is None else ["teacher", "ladder"]:
         section = config[name]
         distils = name == "ladder"
         names.check(section.method, methods.known(distils), f"{name}.method")
@@ -191,18 +223,22 @@ def check(config: ConfigDict, num_devices: int) -> None:
                 f"devices x {name}.microbatches={section.microbatches}: try "
                 + " or ".join(str(n) for n in (below, below + parts) if n)
             )
+    zero = {"log_seconds": 0.0, "data_workers": 0, "preflight": 0}
     positive = ("eval.reference_steps", "eval.teacher_steps", "eval.paired_samples")
-    positive += tuple(f"run.{key}" for key in config.run if key != "log_seconds")
+    positive += tuple(f"run.{key}" for key in config.run if key not in zero)
     _at_least(config, {key: 1 for key in positive})
-    _at_least(config, {"eval.num_samples": 2, "run.log_seconds": 0.0})
+    _at_least(config, {f"run.{key}": least for key, least in zero.items()})
+    _at_least(
+        config, {"eval.num_samples": 2, "eval.num_reference": 0, "eval.max_steps": 0}
+    )
+    if config.eval.num_reference == 1:
+        raise ValueError("eval.num_reference=1: must be at least 2, or 0 for all")
     if config.eval.paired_samples > config.eval.num_samples:
         raise ValueError(
             f"eval.paired_samples={config.eval.paired_samples}: at most "
             f"eval.num_samples={config.eval.num_samples}"
         )
-    stages = student_stages(config)
-    stages += [] if config.teacher.exact else [teacher_stage(config)]
-    for stage in stages:
+    for stage in [*student_stages(config), *([teacher] if teacher else [])]:
         if stage.updates % config.run.substeps:
             raise ValueError(
                 f"run.substeps={config.run.substeps} does not divide the "

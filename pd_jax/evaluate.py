@@ -1,5 +1,7 @@
 """Measuring: every model samples from one noise set, and the samples are compared."""
 
+import functools
+import hashlib
 import json
 import pathlib
 import time
@@ -9,13 +11,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from pd_jax.metrics import Moments, frechet_distance, rmse
+from pd_jax import processes
+from pd_jax.metrics import inception, load_statistics, rmse
+from pd_jax.metrics.summary import KEPT, SIDE, Reference, Summary
 from pd_jax.samplers import sample
 from pd_jax.setup import Setup
 from pd_jax.writers import write_whole
 
 EXACT_STEPS = 4096  # of Heun's method: the exact flow to 1e-5 on the ring
+GRID = 64  # samples of a grid
 
 
 class Row(NamedTuple):
@@ -31,55 +37,85 @@ class Row(NamedTuple):
 
 
 def rows(setup: Setup) -> list[Row]:
-    """The report's rows: the teacher's step counts, and each student's own."""
-    teacher = [Row("teacher", n) for n in setup.config.eval.teacher_steps]
-    stages = setup.trainings[-1].stages
-    return teacher + [Row("student", stage.num_steps) for stage in stages]
+    """The report's rows: the teacher's step counts, and each student's own.
+
+    A teacher that is itself a student has one step count, its own.
+    """
+    counts = setup.config.eval.teacher_steps
+    counts = (setup.teacher_steps,) if setup.teacher_steps else counts
+    teacher = [Row("teacher", n) for n in counts]
+    students = [stage.num_steps for stage in setup.trainings[-1].stages]
+    most = setup.config.eval.max_steps or max(students)
+    return teacher + [Row("student", n) for n in students if n <= most]
 
 
 class Evaluation:
-    """The evaluation of one run; rows that are on disk are not made again.
-
-    Attributes:
-      noise: the noise set, [N, ...].
-    """
+    """The evaluation of one run; rows that are on disk are not made again."""
 
     def __init__(self, setup: Setup, workdir: pathlib.Path):
         self._setup = setup
         self._directory = workdir / "evaluation"
         self._config = setup.config.eval
-        self.noise, self._labels = self._inputs()
-        sharded = setup.trainings[-1].step.sharding
-        devices = sharded.mesh.size
-        self._batch = min(setup.config.run.eval_batch, len(self.noise))
-        self._batch = -(-self._batch // devices) * devices
-        self._split = sharded.update(spec=jax.sharding.PartitionSpec("batch"))
-        self._sampler = jax.jit(self._sample, static_argnames=("exact", "method"))
+        mesh = setup.trainings[-1].step.mesh
+        self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._same = NamedSharding(mesh, PartitionSpec())
+        batch = min(setup.config.run.eval_batch, self._config.num_samples)
+        self._batch = -(-batch // mesh.size) * mesh.size
+        self._labels = self._draw_labels()
+        self._sampler = jax.jit(
+            self._sample,
+            static_argnames=("exact", "method"),
+            out_shardings=self._same,
+        )
+        self.reference_steps = setup.teacher_steps or self._config.reference_steps
+        self._have = set(processes.agree(self._find))
 
-    def _inputs(self):
-        """Noise [N, ...] and labels [N] or None: each a function of seed and place."""
-        num, shape = self._config.num_samples, self._setup.dataset.shape
+    def _draw_labels(self) -> np.ndarray | None:
+        """Labels [N], one for each noise, or None."""
+        if getattr(self._setup.model.network, "num_classes", 0) < 2:
+            return None
+        rng = np.random.default_rng(self._config.seed)
+        return self._setup.dataset.draw_labels(rng, self._config.num_samples)
+
+    def _find(self) -> list[str]:
+        """Files that are there and whole; others are made again."""
+        found = []
+        for path in sorted(self._directory.glob("[!.]*")):
+            try:
+                if path.suffix == ".json":
+                    json.loads(path.read_text())
+                elif path.suffix == ".npy":
+                    np.load(path, mmap_mode="r")
+                elif path.suffix == ".npz":
+                    Reference.from_file(path)
+            except (OSError, ValueError, EOFError, KeyError):
+                continue
+            found.append(path.name)
+        return found
+
+    def _noise(self, place: jax.Array) -> jax.Array:
+        """Noise [B, ...] of places [B]: a function of seed and place."""
         root = jax.random.key(self._config.seed)
+        shape = self._setup.dataset.shape
 
         @jax.vmap
         def draw(place):
             return jax.random.normal(jax.random.fold_in(root, place), shape)
 
-        noise = jax.jit(draw)(jnp.arange(num))
-        labels = None
-        if getattr(self._setup.model.network, "num_classes", 0):
-            rng = np.random.default_rng(self._config.seed)
-            known = self._setup.dataset.labels
-            labels = known[rng.integers(len(known), size=num)]
-        return np.asarray(noise), labels
+        return draw(place)
 
-    def _sample(self, params, z, label, num_steps, place, *, exact, method):
+    def noise(self, num: int) -> np.ndarray:
+        """The noise that the first `num` samples start from."""
+        return np.asarray(jax.jit(self._noise)(jnp.arange(num, dtype=jnp.uint32)))
+
+    def _sample(self, params, place, label, num_steps, *, exact, method):
         if exact:
             denoise = self._setup.dataset.denoise
         else:
             denoise = self._setup.model.denoiser(params, label)
         root = jax.random.fold_in(jax.random.key(self._config.seed), 1)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(root, place)
+        z = jax.lax.with_sharding_constraint(self._noise(place), self._split)
         clip = self._config.clip
         return sample(denoise, z, num_steps, self._setup.schedule, method, clip, keys)
 
@@ -99,18 +135,16 @@ class Evaluation:
           method: the sampler; the config's where None.
         """
         for first in range(0, num, self._batch):
-            place = np.arange(first, first + self._batch)
-            rows = np.minimum(place, num - 1)  # the last batch is filled up
-            label = None if self._labels is None else self._labels[rows]
-            z, label, place = jax.device_put(
-                (self.noise[rows], label, place.astype(np.uint32)), self._split
-            )
+            place = np.arange(first, first + self._batch, dtype=np.uint32)
+            label = None
+            if self._labels is not None:  # the last batch is filled up
+                label = self._labels[np.minimum(place, num - 1)]
+            place, label = jax.device_put((place, label), self._split)
             x = self._sampler(
                 params,
-                z,
+                place,
                 label,
                 jnp.int32(num_steps),
-                place,
                 exact=params is None,
                 method=method or self._config.sampler,
             )
@@ -119,9 +153,22 @@ class Evaluation:
     def _path(self, name: str) -> pathlib.Path:
         return self._directory / name
 
+    def _keep(self, name: str, content: bytes | str | np.ndarray) -> None:
+        """Writes a file, in the first process."""
+        self._have.add(name)
+        if not processes.is_first():
+            return
+        if isinstance(content, np.ndarray):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            temporary = self._path(f".{name}.tmp.npy")
+            np.save(temporary, content)
+            temporary.replace(self._path(name))
+        else:
+            write_whole(self._path(name), content)
+
     def done(self, row: Row) -> bool:
         """Whether a row's samples and figures are on disk."""
-        return bool(self.entry(row))
+        return f"{row.name}.json" in self._have
 
     def work(self, row: Row) -> int:
         """A row's forward passes of one example."""
@@ -131,56 +178,83 @@ class Evaluation:
     def reference_work(self) -> dict[str, int]:
         """Forward passes of one example for each kind of reference samples."""
         num = self._config.paired_samples
-        work = {"reference_teacher": num * self._config.reference_steps}
+        work = {"reference_teacher": num * self.reference_steps}
         if self._setup.dataset.denoise is not None:
             work["reference_exact"] = num * 2 * EXACT_STEPS
         return work
 
     def has(self, name: str) -> bool:
         """Whether samples are kept under a row's or a reference's name."""
-        try:
-            with open(self._path(f"{name}.npy"), "rb") as file:
-                np.load(file)
-        except (OSError, ValueError, EOFError):
-            return False  # not there, or cut short: it is made again
-        return True
+        return f"{name}.npy" in self._have
 
-    def _collect(self, name, batches, advance) -> np.ndarray:
-        """All batches, kept as a file, which serves the next time."""
+    @functools.cached_property
+    def _features(self) -> Callable | None:
+        """uint8 images to Inception features, on all devices; None without weights."""
+        if not self._config.inception:
+            return None
+        params = jax.device_put(
+            inception.load_weights(self._config.inception), self._same
+        )
+        network = jax.jit(inception.features, out_shardings=self._same)
+
+        def features(images: np.ndarray) -> dict[str, np.ndarray]:
+            num = len(images)
+            rows = np.minimum(np.arange(self._batch), num - 1)  # filled up
+            found = network(params, jax.device_put(images[rows], self._split))
+            return {name: np.asarray(a)[:num] for name, a in found.items()}
+
+        return features
+
+    def _reference(self, advance: Callable) -> Reference:
+        """Figures of the data, read or made; pool's from `eval.statistics` if given."""
+        name = "reference_data.npz"
+        if name in self._have:
+            reference = Reference.from_file(self._path(name))
+        else:
+            data = self._setup.dataset.reference
+            num = min(self._config.num_reference or len(data), len(data))
+            rows = np.linspace(0, len(data) - 1, num).round().astype(np.int64)
+            summary = Summary(self._features)
+            for first in range(0, num, self._batch):
+                summary.add(data.take(rows[first : first + self._batch])["image"])
+                advance(0, f"data: {summary.num} of {num} examples")
+            reference = Reference.of(summary)
+            self._keep(name, reference.to_bytes())
+        if self._config.statistics and self._features is not None:
+            reference.pool = load_statistics(self._config.statistics)
+        return reference
+
+    def _paired(self, name: str, batches, each: int, advance: Callable) -> np.ndarray:
+        """Samples that others are compared with one by one; read or made."""
         if self.has(name):
             return self.kept(name)
         parts = []
         for part in batches:
             parts.append(part)
-            advance(len(part))
-        whole = np.concatenate(parts)
-        self._directory.mkdir(parents=True, exist_ok=True)
-        temporary = self._path(f".{name}.tmp.npy")
-        np.save(temporary, whole)
-        temporary.replace(self._path(f"{name}.npy"))
-        return whole
+            advance(len(part) * each, f"sampling: {name.replace('_', ', ')}")
+        self._keep(f"{name}.npy", np.concatenate(parts))
+        return np.concatenate(parts)
 
     def prepare(self, teacher: dict | None, advance: Callable) -> None:
-        """Makes, or reads, the samples that others are compared with one by one.
+        """Makes, or reads, what samples are compared with.
 
         Args:
           teacher: the teacher's weights; None for the exact denoiser.
           advance: called with (work done, what is going on) after every batch.
         """
-        num, steps = self._config.paired_samples, self._config.reference_steps
-        self._moments = Moments.of(self._setup.dataset.images)
+        num, steps = self._config.paired_samples, self.reference_steps
+        teacher = jax.device_put(teacher, self._same)
+        self._data = self._reference(advance)
+        batches = self.samples(teacher, steps, num)
         self._references = {
-            "rmse_to_teacher": self._collect(
-                "reference_teacher",
-                self.samples(teacher, steps, num),
-                lambda n: advance(n * steps, "sampling: reference"),
+            "rmse_to_teacher": self._paired(
+                "reference_teacher", batches, steps, advance
             )
         }
         if self._setup.dataset.denoise is not None:
-            self._references["rmse_to_exact"] = self._collect(
-                "reference_exact",
-                self.samples(None, EXACT_STEPS, num, "heun"),
-                lambda n: advance(n * 2 * EXACT_STEPS, "sampling: exact map"),
+            batches = self.samples(None, EXACT_STEPS, num, "heun")
+            self._references["rmse_to_exact"] = self._paired(
+                "reference_exact", batches, 2 * EXACT_STEPS, advance
             )
 
     def measure(
@@ -196,12 +270,15 @@ class Evaluation:
         """
         began = time.monotonic()
         text = f"sampling: {row.model}, {row.num_steps} steps"
-        x = self._collect(
-            row.name,
-            self.samples(params, row.num_steps, self._config.num_samples),
-            lambda n: advance(n * row.num_steps, text),
-        )
-        metrics = {"frechet_pixels": frechet_distance(x, self._moments)}
+        params = jax.device_put(params, self._same)
+        keep = max(self._config.paired_samples, GRID)
+        summary, first = Summary(self._features), []
+        for x in self.samples(params, row.num_steps, self._config.num_samples):
+            first.append(x[: max(0, keep - summary.num)])
+            summary.add(x)
+            advance(len(x) * row.num_steps, text)
+        x = np.concatenate(first)
+        metrics = summary.compare(self._data)
         for name, reference in self._references.items():
             metrics[name] = rmse(x[: len(reference)], reference)
         entry = {
@@ -211,22 +288,54 @@ class Evaluation:
             "metrics": metrics,
             "seconds": seconds + time.monotonic() - began,
         }
-        write_whole(self._path(f"{row.name}.json"), json.dumps(entry, indent=1))
+        self._keep(f"{row.name}.npy", x)
+        self._keep(f"{row.name}.json", json.dumps(entry, indent=1))
 
     def protocol(self) -> dict[str, str]:
         """How each figure was made, in words."""
-        ev, num = self._config, len(self._setup.dataset.images)
+        ev, data = self._config, self._setup.dataset
+        num = min(ev.num_reference or len(data.reference), len(data.reference))
+        kind = "training" if data.reference is data else "held-back"
         clip = "clipped to [-1, 1]" if ev.clip else "not clipped"
         paired = f"root mean squared difference of {ev.paired_samples} samples to "
-        return {
+        small = len(data.shape) == 3 and max(data.shape[:2]) > SIDE
+        averaged = f", averaged down to at most {SIDE} pixels a side" * small
+        words = {
             "samples": f"{ev.num_samples} a row from one noise set (seed {ev.seed}), "
             f"sampler {ev.sampler}, predictions {clip}",
-            "frechet_pixels": f"Frechet distance of {ev.num_samples} samples to the "
-            f"{num} training examples, on their raw values",
-            "rmse_to_teacher": f"{paired}the teacher's own of {ev.reference_steps} "
+            "frechet_pixels": f"Frechet distance of {ev.num_samples} samples to "
+            f"{num} {kind} examples, on their raw values{averaged}",
+            "rmse_to_teacher": f"{paired}the teacher's own of {self.reference_steps} "
             "steps from the same noise",
             "rmse_to_exact": f"{paired}where the exact probability flow takes the "
             "same noise",
+        }
+        if not ev.inception:
+            if len(data.shape) == 3:
+                words["fid"] = (
+                    "not measured: no Inception weights given (eval.inception)"
+                )
+            return words
+        digest = hashlib.sha256(pathlib.Path(ev.inception).read_bytes()).hexdigest()
+        network = (
+            f"Inception features (weights {pathlib.Path(ev.inception).name}, sha256 "
+            f"{digest[:12]}, TensorFlow-1 bilinear resizing to 299)"
+        )
+        against = (
+            f"statistics {ev.statistics}"
+            if ev.statistics
+            else (f"{num} {kind} examples of data {self._setup.config.data.name}")
+        )
+        kept = (
+            f"{min(ev.num_samples, KEPT)} samples and {min(num, KEPT)} {kind} examples"
+        )
+        return words | {
+            "fid": f"{network}: Frechet distance of {ev.num_samples} samples to "
+            + against,
+            "inception_score": f"{network}: of {ev.num_samples} samples, one split",
+            "kid": f"{network}: cubic kernel distance of {kept}",
+            "precision": f"{network}: 3 nearest neighbours, {kept}",
+            "recall": "as precision",
         }
 
     def entry(self, row: Row) -> dict:
@@ -237,5 +346,5 @@ class Evaluation:
             return {}
 
     def kept(self, name: str) -> np.ndarray:
-        """Samples kept under a row's or a reference's name."""
+        """Samples kept under a row's or a reference's name: the first of the set."""
         return np.load(self._path(f"{name}.npy"))

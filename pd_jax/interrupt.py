@@ -2,6 +2,10 @@
 
 import signal
 
+import jax
+
+from pd_jax import processes
+
 
 class Interrupted(Exception):
     """A run stopped on request, with its state saved.
@@ -18,16 +22,24 @@ class Interrupted(Exception):
 class Interrupt:
     """Catches SIGINT and SIGTERM within its context; `check()` raises at a safe place.
 
-    A second signal has its usual effect at once.
+    A second signal has its usual effect at once. Where a run has several processes, a
+    SIGTERM to any of them stops all of them at the same update, and SIGINT is not
+    caught.
+
+    Attributes:
+      received: the signal, once it is known; None before.
     """
 
     _signals = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
         self.received: int | None = None
+        self._before = {}
+        self._moment = 0
 
     def __enter__(self) -> "Interrupt":
-        self._before = {s: signal.signal(s, self._receive) for s in self._signals}
+        if jax.process_count() == 1:
+            self._before = {s: signal.signal(s, self._receive) for s in self._signals}
         return self
 
     def __exit__(self, *error) -> None:
@@ -41,7 +53,15 @@ class Interrupt:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    def asked(self) -> bool:
+        """Whether to stop here; all processes must ask equally often."""
+        if self.received is None and jax.process_count() > 1:
+            self._moment += 1
+            if processes.stop_asked(self._moment):
+                self.received = signal.SIGTERM
+        return self.received is not None
+
     def check(self) -> None:
         """Raises Interrupted where a signal has come."""
-        if self.received is not None:
+        if self.asked():
             raise Interrupted(self.received)

@@ -4,7 +4,9 @@ import math
 import time
 
 import jax
+from ml_collections import ConfigDict
 
+from pd_jax import processes
 from pd_jax.data import Dataset
 from pd_jax.ladder import Stage
 from pd_jax.setup import Training
@@ -28,13 +30,22 @@ class Loop:
         stage: Stage,
         dataset: Dataset,
         done: int,
-        log_updates: int,
+        options: ConfigDict,
         lines: JsonLines,
         progress: Progress,
     ):
+        """Goes on after `done` updates; `options` is the config's section `run`."""
         self.done = done
-        self._training, self._stage, self._dataset = training, stage, dataset
-        self._every, self._lines, self._progress = log_updates, lines, progress
+        self._training, self._stage = training, stage
+        self._every, self._lines, self._progress = options.log_updates, lines, progress
+        self._batches = dataset.batches(
+            done * training.batch,
+            training.batch,
+            (*training.seed, stage.index),
+            processes.part(),
+            options.data_workers,
+        )
+        self._feed = training.step.feed(self._batches)
         self._held: list[dict] = []  # this interval's metrics, still on the device
         self._late: tuple[int, list[dict], float] | None = (
             None  # those of the one before
@@ -49,10 +60,7 @@ class Loop:
     def call(self, state):
         """One call of the step; returns the new state, not waited for."""
         training = self._training
-        size = training.step.substeps * training.batch
-        seed = (*training.seed, self._stage.index)
-        batch = self._dataset.batch(self.done * training.batch, size, seed)
-        state, metrics = training.step(state, batch, training.key)
+        state, metrics = training.step(state, next(self._feed), training.key)
         self.done += training.step.substeps
         self._held.append(metrics)
         if self.passed(self._every):
@@ -60,9 +68,14 @@ class Loop:
             # The interval before has just been waited for: a fair clock for this one.
             self._late = self.done, self._held, time.monotonic()
             self._held = []
-        work = size * training.method.forwards
+        work = training.step.substeps * training.batch * training.method.forwards
         self._progress.advance(work, self._text)
         return state
+
+    def close(self) -> None:
+        """Ends the reading of data."""
+        self._feed.close()
+        self._batches.close()
 
     def flush(self) -> None:
         """Writes all that is still held; waits for the device.

@@ -2,6 +2,7 @@
 
     python -m pd_jax.main --config=configs/digits.py[:VARIANT]
         [--workdir=DIR] [--mode=run] [--config.KEY=VALUE ...]
+        [--distributed=auto]
 
 Exit codes: 0 done; 1 a file that cannot be read or written, or training that diverged;
 2 a mistake in what was given; 128 + N stopped by signal N.
@@ -27,6 +28,7 @@ def _stop_at_once(signum, frame) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, _stop_at_once)
 
+import contextlib
 import logging
 import pathlib
 import re
@@ -42,6 +44,9 @@ MODES = ("run",)
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with an optional variant: configs/digits.py:smoke"
+)
+DISTRIBUTED = flags.DEFINE_string(
+    "distributed", "auto", f"How processes join: {', '.join(('auto', 'on', 'off'))}"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME")
 MODE = flags.DEFINE_string("mode", "run", f"One of: {', '.join(MODES)}")
@@ -96,7 +101,7 @@ def _parse(argv: list[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code."""
-    from pd_jax import train
+    from pd_jax import processes, train
     from pd_jax.interrupt import Interrupted
     from pd_jax.loop import Diverged
 
@@ -117,7 +122,15 @@ def main(argv: list[str]) -> int:
             raise Refused("--workdir= is empty: give a folder, or leave the flag out")
         workdir = WORKDIR.value or os.path.join("runs", folder)
         name = f"{name}:{variant}" if variant else name
-        train.run(CONFIG.value, workdir, name, BEGAN)
+        try:
+            processes.join(DISTRIBUTED.value)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        with open(os.devnull, "w") as nowhere:
+            # What all processes would say alike, one says.
+            out = sys.stdout if processes.is_first() else nowhere
+            with contextlib.redirect_stdout(out):
+                train.run(CONFIG.value, workdir, name, BEGAN)
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

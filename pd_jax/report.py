@@ -118,7 +118,6 @@ def plot_landing(
     ]
     if exact:
         panels.insert(0, ("exact map", "reference_exact"))
-    noise = evaluation.noise
     columns = min(5, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(2.5 * columns, 2.7 * lines), layout="constrained")
@@ -127,7 +126,8 @@ def plot_landing(
         ax.set_visible(False)
     for ax, (title, name) in zip(axes, panels):
         points = evaluation.kept(name)
-        colour = np.arctan2(noise[: len(points), 1], noise[: len(points), 0])
+        noise = evaluation.noise(len(points))
+        colour = np.arctan2(noise[:, 1], noise[:, 0])
         ax.scatter(*points.T, c=colour, cmap="hsv", s=3, linewidths=0)
         limits = (-1.15 * reach, 1.15 * reach)
         ax.set(title=title, xlim=limits, ylim=limits, aspect="equal")
@@ -146,7 +146,8 @@ def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str,
         exact = setup.dataset.denoise is not None
         students = [r for r in rows if r.model == "student"]
         few = [r for r in rows if r.model == "teacher" and r.num_steps in (1, 4)]
-        reach = float(np.abs(setup.dataset.images).max())
+        few_rows = np.arange(min(len(setup.dataset), 10_000))
+        reach = float(np.abs(setup.dataset.take(few_rows)["image"]).max())
         return {"landing.png": plot_landing(evaluation, few + students, exact, reach)}
     return {}
 

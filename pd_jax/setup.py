@@ -7,9 +7,11 @@ from ml_collections import ConfigDict
 
 from pd_jax import config as configs
 from pd_jax import data, methods, models, schedules
+from pd_jax.checkpoint import load_released
 from pd_jax.data import Dataset
 from pd_jax.denoisers import Model
 from pd_jax.ladder import Stage
+from pd_jax.metrics import inception, load_statistics
 from pd_jax.optim import Descent
 from pd_jax.schedules import Schedule
 from pd_jax.step import Step
@@ -40,13 +42,14 @@ class Training:
 
 @dataclasses.dataclass
 class Setup:
-    """Everything that a config names, built and checked.
+    """Everything that a config names, built and checked; no weights are made yet.
 
     Attributes:
       config: the config.
       dataset, schedule, model: what is learnt from, on which levels, with what.
-      trainings: the teacher's (unless it is exact) and the ladder's.
-      fresh: new weights, from the config's seed.
+      trainings: the teacher's (unless it is exact or released) and the ladder's.
+      released: a released teacher's weights, on the host; or None.
+      teacher_steps: sampling steps that the teacher was made for; 0 for any.
     """
 
     config: ConfigDict
@@ -54,7 +57,24 @@ class Setup:
     schedule: Schedule
     model: Model
     trainings: list[Training]
-    fresh: dict
+    released: dict | None
+    teacher_steps: int
+
+    @property
+    def shapes(self) -> dict:
+        """The network's weights as shapes and types."""
+        return _shapes(self.model, self.dataset)
+
+    def first_weights(self) -> dict:
+        """What the first stage starts from: released, or new from the config's seed."""
+        if self.released is not None:
+            return self.released
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+        return jax.jit(self.model.init, static_argnums=1)(key, self.dataset.shape)
+
+
+def _shapes(model: Model, dataset: Dataset) -> dict:
+    return jax.eval_shape(lambda key: model.init(key, dataset.shape), jax.random.key(0))
 
 
 def _descent(section: ConfigDict) -> Descent:
@@ -70,18 +90,54 @@ def _model(config: ConfigDict, dataset: Dataset) -> Model:
         name, **fields, out_ch=2 * channels if output == "both" else channels
     )
     classes = fields.get("num_classes", 0)
-    if classes and classes < dataset.num_classes:
+    if classes > 1 and not dataset.num_classes:
+        raise ValueError(
+            f'model.num_classes={classes}, but data "{config.data.name}" has no '
+            "labels: give 0, or say where they are (the keys of section data)"
+        )
+    if 1 < classes < dataset.num_classes:
         raise ValueError(
             f"model.num_classes={classes}, but the labels of data "
             f'"{config.data.name}" go up to {dataset.num_classes - 1}: give '
             f"{dataset.num_classes}, or 0 to train without labels"
         )
-    if classes and not dataset.num_classes:
-        raise ValueError(
-            f'model.num_classes={classes}, but data "{config.data.name}" has no '
-            "labels: give 0, or say where they are (data.label_key for an .npz)"
-        )
     return Model(network, output)
+
+
+def _check_data(config: ConfigDict, dataset: Dataset) -> None:
+    name = config.data.name
+    for found, what in ((dataset, "example"), (dataset.reference, "held-back example")):
+        if len(found) < 2:
+            raise ValueError(
+                f'data "{name}" has {len(found)} {what}: at least 2 are needed, to '
+                "compare samples with"
+            )
+    if config.teacher.exact and dataset.denoise is None:
+        raise ValueError(
+            f'teacher.exact=True, but no exact denoiser of data "{name}" is known: '
+            "train a teacher (teacher.exact=False)"
+        )
+    ev = config.eval
+    if ev.statistics and not ev.inception:
+        raise ValueError(
+            f"eval.statistics={ev.statistics}: statistics of Inception features need "
+            "the network's weights in eval.inception"
+        )
+    if ev.inception:
+        if len(dataset.shape) != 3 or dataset.shape[-1] not in (1, 3):
+            raise ValueError(
+                f"eval.inception needs images of 1 or 3 channels; examples of data "
+                f'"{name}" have shape {dataset.shape}'
+            )
+        # Read now, and again when needed: a mistake is found before days of training.
+        inception.load_weights(ev.inception)
+        if ev.statistics:
+            size = load_statistics(ev.statistics).mean.size
+            if size != inception.shapes()["fc.weight"][1]:
+                raise ValueError(
+                    f"eval.statistics={ev.statistics} has {size} dimensions, Inception "
+                    f"features have {inception.shapes()['fc.weight'][1]}"
+                )
 
 
 def build(config: ConfigDict) -> Setup:
@@ -94,23 +150,18 @@ def build(config: ConfigDict) -> Setup:
     configs.check(config, len(devices))
     options = config.data.to_dict()
     dataset = data.get(options.pop("name"), **options)
-    if len(dataset.images) < 2:
-        raise ValueError(
-            f'data "{config.data.name}" has {len(dataset.images)} example: at least 2 '
-            "are needed, to compare samples with"
-        )
+    _check_data(config, dataset)
     options = config.schedule.to_dict()
     schedule = schedules.get(options.pop("name"), **options)
     model = _model(config, dataset)
-    if config.teacher.exact and dataset.denoise is None:
-        raise ValueError(
-            "teacher.exact=True, but no exact denoiser of data "
-            f'"{config.data.name}" is known: train a teacher (teacher.exact=False)'
-        )
+    shapes = _shapes(model, dataset)
+    released, steps = None, 0
+    if config.teacher.released:
+        released, steps = load_released(config.teacher.released, shapes)
+        steps = steps or 0
 
     # One base key for every purpose, folded and never stored.
     root = jax.random.key(config.seed)
-    fresh_key, *keys = (jax.random.fold_in(root, purpose) for purpose in range(3))
 
     def training(purpose, name, stages):
         section = config[name]
@@ -130,11 +181,12 @@ def build(config: ConfigDict) -> Setup:
             **{key: offered[key] for key in taken},
         )
         step = Step(method.update, devices, config.run.substeps)
-        key, seed = step.place(keys[purpose]), (config.seed, purpose)
+        key = step.place(jax.random.fold_in(root, 1 + purpose))
+        seed = (config.seed, purpose)
         return Training(name, method, step, stages, section.batch, key, seed)
 
-    trainings = [training(1, "ladder", configs.student_stages(config))]
-    if not config.teacher.exact:
-        trainings.insert(0, training(0, "teacher", [configs.teacher_stage(config)]))
-    fresh = jax.jit(model.init, static_argnums=1)(fresh_key, dataset.shape)
-    return Setup(config, dataset, schedule, model, trainings, fresh)
+    trainings = [training(1, "ladder", configs.student_stages(config, steps))]
+    teacher = configs.teacher_stage(config)
+    if teacher is not None:
+        trainings.insert(0, training(0, "teacher", [teacher]))
+    return Setup(config, dataset, schedule, model, trainings, released, steps)

@@ -3,13 +3,18 @@
 The state goes in and comes out as an ordinary pytree, replicated, without a device
 axis, and donated. A method's per-device update is mapped over the batch; weights
 sharded beyond one device's memory would be a second way to map the same update, here.
+
+Several processes run the same mapped step, each on its own devices and its own part of
+the batch. To the step a state is an array of this process; to checkpoints and samplers
+it is one array of all processes: `place` and `everywhere` go between the two.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
@@ -19,7 +24,8 @@ class Step:
     """A compiled update over devices.
 
     Attributes:
-      devices: the devices, in the order in which they share a global batch.
+      devices: the devices, in the order in which they share a global batch: those of
+        one process side by side.
       substeps: updates per call (`lax.scan` on device); 1 where 1.
       traces: how often the update was traced so far.
     """
@@ -31,10 +37,13 @@ class Step:
         substeps: int = 1,
     ):
         """Maps `update(state, batch, keys) -> (state, metrics)` over `devices`."""
-        self.devices = list(devices or jax.devices())
+        devices = devices or jax.devices()
+        self.devices = sorted(devices, key=lambda d: (d.process_index, d.id))
         self.substeps = substeps
         self.traces = 0
         self._update = update
+        here = jax.process_index()
+        self._local = [d for d in self.devices if d.process_index == here]
         self._mapped = jax.pmap(
             self._on_device,
             axis_name=AXIS,
@@ -49,34 +58,83 @@ class Step:
 
     @property
     def sharding(self) -> NamedSharding:
-        """How the mapped step returns a state: the same on every device."""
-        return NamedSharding(Mesh(np.array(self.devices), (AXIS,)), PartitionSpec())
+        """How the mapped step returns a state: alike on this process's devices."""
+        return NamedSharding(Mesh(np.array(self._local), (AXIS,)), PartitionSpec())
+
+    @property
+    def mesh(self) -> Mesh:
+        """All devices of all processes, as one axis."""
+        return Mesh(np.array(self.devices), (AXIS,))
 
     def place(self, tree):
         """Puts a state where the step will return it; else a second call compiles."""
-        return jax.device_put(tree, self.sharding)
+
+        def own(a):
+            whole = getattr(a, "is_fully_addressable", True)
+            return a if whole else a.addressable_data(0)
+
+        return jax.device_put(jax.tree.map(own, tree), self.sharding)
+
+    def everywhere(self, state):
+        """A state as arrays of all processes."""
+        if jax.process_count() == 1:
+            return state
+        return multihost_utils.host_local_array_to_global_array(
+            state, self.mesh, PartitionSpec()
+        )
+
+    def feed(self, batches: Iterator[dict]) -> Iterator[dict]:
+        """Batches for calls, put on the devices one call ahead.
+
+        Args:
+          batches: this process's part of one global batch each; leaves [B, ...].
+        """
+        ahead = None
+        while True:
+            parts = [next(batches) for _ in range(self.substeps)]
+            shared = self.share(jax.tree.map(lambda *a: np.concatenate(a), *parts))
+            if ahead is not None:
+                yield ahead
+            ahead = shared
+
+    def share(self, batch: dict) -> dict:
+        """Spreads a batch over this process's devices.
+
+        Args:
+          batch: leaves [substeps * B, ...] on the host, B examples a global batch (or
+            this process's part of it).
+        """
+        num = len(self._local)
+
+        def cut(a):  # to [devices, substeps, B / devices, ...]
+            return np.swapaxes(a.reshape(self.substeps, num, -1, *a.shape[1:]), 0, 1)
+
+        split = self.sharding.update(spec=PartitionSpec(AXIS))
+        return jax.device_put(jax.tree.map(cut, batch), split)
 
     def __call__(self, state, batch: dict, key: jax.Array):
         """Runs `substeps` updates.
 
         Args:
           state: placed state; its buffers are given up.
-          batch: leaves [substeps * B, ...], B examples a global batch, on the host.
+          batch: from `share` or `feed`.
           key: the run's base key, placed.
 
         Returns:
           The new state, and metrics as the mean over the substeps, not waited for.
         """
-        state, metrics = self._mapped(state, jax.tree.map(self._share, batch), key)
+        state, metrics = self._mapped(state, batch, key)
         if self._wait:
             jax.block_until_ready(metrics)
         return state, metrics
 
-    def _share(self, a: np.ndarray) -> np.ndarray:
-        """[substeps * B, ...] to [devices, substeps, B / devices, ...]."""
-        num = len(self.devices)
-        a = a.reshape(self.substeps, num, -1, *a.shape[1:])
-        return np.swapaxes(a, 0, 1)
+    def trace(self, state, batch: dict, key: jax.Array) -> jax.stages.Traced:
+        """The step, traced but not compiled, to lower it for any platform.
+
+        Args:
+          state, batch, key: as for a call, arrays or `jax.ShapeDtypeStruct`.
+        """
+        return jax.jit(self._mapped).trace(state, batch, key)
 
     def _on_device(self, state, batch, key):
         """One device's part of one call, traced once."""

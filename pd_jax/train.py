@@ -7,12 +7,14 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jaxlib
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, report
+from pd_jax import __version__, processes, report
 from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.evaluate import Evaluation, rows
@@ -49,7 +51,7 @@ def run(
     began = time.monotonic() if began is None else began
     workdir = pathlib.Path(workdir)
     try:
-        finished = _open(workdir, config)
+        finished = processes.agree(lambda: _open(workdir, config))
         setup = build(config) if finished is None else None
     except ValueError as error:
         raise Refused(str(error)) from error
@@ -57,11 +59,19 @@ def run(
         print(f"{workdir}: everything is done already, nothing to do")
         print(report.table(finished["rows"]))
         return finished
-    workdir.mkdir(parents=True, exist_ok=True)
-    with _alone(workdir):
-        text = json.dumps(config.to_dict(), indent=1) + "\n"
-        write_whole(workdir / "config.json", text)
+    with contextlib.ExitStack() as held:
+        processes.agree(lambda: _begin(workdir, config, held))
         return _Run(setup, workdir, name, began).all()
+
+
+def _begin(
+    workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
+) -> None:
+    """Makes a run's folder this process's own for as long as `held` is."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    held.enter_context(_alone(workdir))
+    text = json.dumps(config.to_dict(), indent=1) + "\n"
+    write_whole(workdir / "config.json", text)
 
 
 @contextlib.contextmanager
@@ -115,12 +125,12 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 class _Run:
-    """One process's part of a run."""
+    """One process's part of a run; the first one writes its files."""
 
     def __init__(self, setup: Setup, workdir: pathlib.Path, name: str, began: float):
         self.setup, self.workdir, self.name, self.began = setup, workdir, name, began
         self.options = setup.config.run
-        self.lines = JsonLines(workdir / "metrics.jsonl")
+        self.lines = JsonLines(workdir / "metrics.jsonl", processes.is_first())
         self.evaluation = Evaluation(setup, workdir)
         self.accounted = 0.0  # seconds of this process that a stage or row has counted
         self.students = {s.num_steps: s for s in setup.trainings[-1].stages}
@@ -129,7 +139,8 @@ class _Run:
         """Everything, in order; returns the report."""
         done, total, found = self._work()
         self._hello(found)
-        self.progress = Progress(total, done, self.options.log_seconds)
+        first = processes.is_first()
+        self.progress = Progress(total, done, self.options.log_seconds, shown=first)
         try:
             with Interrupt() as self.interrupt:
                 before = None
@@ -137,10 +148,14 @@ class _Run:
                     for stage in training.stages:
                         self._train(training, stage, before)
                         before = training, stage
-                entries = self._evaluate()
+                self._evaluate()
         finally:
             self.progress.close()
-        return self._report(entries)
+        facts = {
+            training.name: [self._facts(stage) for stage in training.stages]
+            for training in self.setup.trainings
+        }
+        return processes.agree(lambda: self._report(facts))
 
     def _work(self) -> tuple[int, int, list[str]]:
         """Work done and in all, in forward passes of one example; what was found."""
@@ -169,34 +184,54 @@ class _Run:
 
     def _hello(self, found: list[str]) -> None:
         devices, setup = jax.devices(), self.setup
-        weights = sum(a.size for a in jax.tree.leaves(setup.fresh))
+        weights = sum(a.size for a in jax.tree.leaves(setup.shapes))
         stages = [stage.name for t in setup.trainings for stage in t.stages]
+        count = jax.process_count()
+        spread = f" of {count} processes" if count > 1 else ""
         print(
             f"{self.name}: {' -> '.join(stages)}\n"
-            f"{len(setup.dataset.images)} examples of shape {setup.dataset.shape}, "
-            f"{weights:,} weights, {len(devices)} {devices[0].platform} device(s), "
-            f"jax {jax.__version__}\n"
+            f"{len(setup.dataset)} examples of shape {setup.dataset.shape}, "
+            f"{weights:,} weights, {len(devices)} {devices[0].platform} device(s)"
+            f"{spread}, jax {jax.__version__}\n"
             f"{'going on in' if found else 'writing to'} {self.workdir}"
             f"{': ' * bool(found)}{', '.join(found)}",
             flush=True,
         )
 
-    def _weights(self, training: Training, stage: Stage) -> tuple[dict, dict]:
-        """A finished stage's weights, from disk, and the facts beside them."""
-        shapes = jax.eval_shape(
-            lambda weights: training.method.start(weights, stage), self.setup.fresh
-        )
-        placed = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(
-                a.shape, a.dtype, sharding=training.step.sharding
+    def _shapes(self, training: Training, stage: Stage):
+        """A stage's state as shapes, on all devices of all processes."""
+        same = NamedSharding(training.step.mesh, PartitionSpec())
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=same),
+            jax.eval_shape(
+                lambda weights: training.method.start(weights, stage),
+                self.setup.shapes,
             ),
-            shapes,
         )
+
+    def _weights(self, training: Training, stage: Stage) -> dict:
+        """A finished stage's weights, from disk."""
         with StageCheckpoints(self.workdir, stage) as kept:
             if not kept.finished:
                 raise Refused(f"{self.workdir}: {stage.name} is not finished")
-            state, facts = kept.restore(placed)
-        return training.method.result(state), facts
+            state, _ = kept.restore(self._shapes(training, stage))
+        return training.method.result(state)
+
+    def _facts(self, stage: Stage) -> dict:
+        """What a finished stage's checkpoint says of itself."""
+        with StageCheckpoints(self.workdir, stage) as kept:
+            return kept.facts()
+
+    def _start(self, training, stage, before, kept) -> tuple[Any, dict]:
+        """A stage's state where training goes on, placed, and its facts."""
+        weights = self._weights(*before) if before else self.setup.first_weights()
+        if not kept.updates:
+            state = training.method.start(weights, stage)
+            return training.step.place(state), {"seconds": 0.0, "traces": 0}
+        shapes = self._shapes(training, stage)
+        state, facts = kept.restore(shapes)
+        teacher = None if shapes.teacher is None else weights
+        return training.step.place(state.replace(teacher=teacher)), facts
 
     def _train(
         self, training: Training, stage: Stage, before: tuple[Training, Stage] | None
@@ -206,11 +241,7 @@ class _Run:
             if kept.finished:
                 return
             began = time.monotonic()
-            weights = self._weights(*before)[0] if before else self.setup.fresh
-            state = training.step.place(training.method.start(weights, stage))
-            facts = {"seconds": 0.0, "traces": 0}
-            if kept.updates:
-                state, facts = kept.restore(state)
+            state, facts = self._start(training, stage, before, kept)
             if (stage.updates - kept.updates) % self.options.substeps:
                 raise Refused(
                     f"run.substeps={self.options.substeps} does not divide the updates "
@@ -223,26 +254,29 @@ class _Run:
                 stage,
                 self.setup.dataset,
                 kept.updates,
-                self.options.log_updates,
+                self.options,
                 self.lines,
                 self.progress,
             )
-            made = {"teacher": before[1].name if before else None}
+            released = self.setup.config.teacher.released
+            made = {"teacher": before[1].name if before else released or None}
             made |= self._sampler(stage)
             saved = loop.done
             while True:
                 # The signal is looked at once a round: what ends a stage is saved.
-                ends = self.interrupt.received or loop.done == stage.updates
+                ends = self.interrupt.asked() or loop.done == stage.updates
                 due = ends or loop.passed(self.options.checkpoint_updates)
                 if due and loop.done > saved:
                     loop.flush()
                     seconds = facts["seconds"] + time.monotonic() - began
                     traces = max(facts["traces"], training.step.traces)
-                    kept.save(state, {"seconds": seconds, "traces": traces, **made})
+                    new = {"seconds": seconds, "traces": traces, **made}
+                    kept.save(training.step.everywhere(state), new)
                     saved = loop.done
                 if ends:
                     break
                 state = loop.call(state)
+            loop.close()
         self.accounted += time.monotonic() - began
         if self.interrupt.received:
             kept_at = (
@@ -261,10 +295,10 @@ class _Run:
             "model": config.model.to_dict(),
         }
 
-    def _evaluate(self) -> list[dict]:
-        """All rows' entries, measuring those that are missing."""
-        evaluation, todo = self.evaluation, rows(self.setup)
-        missing = [row for row in todo if not evaluation.done(row)]
+    def _evaluate(self) -> None:
+        """Measures the rows that are missing."""
+        evaluation = self.evaluation
+        missing = [row for row in rows(self.setup) if not evaluation.done(row)]
         began = time.monotonic()
 
         def advance(work, text):
@@ -273,26 +307,25 @@ class _Run:
 
         if missing:
             base, ladder = self.setup.trainings[0], self.setup.trainings[-1]
-            teacher = None  # the exact one
+            teacher = self.setup.released  # None for the exact one
             if base is not ladder:
-                teacher, _ = self._weights(base, base.stages[-1])
+                teacher = self._weights(base, base.stages[-1])
             evaluation.prepare(teacher, advance)
         for row in missing:
             params = teacher
             if row.model == "student":
-                params, _ = self._weights(ladder, self.students[row.num_steps])
+                params = self._weights(ladder, self.students[row.num_steps])
             evaluation.measure(row, params, time.monotonic() - began, advance)
             self.accounted += time.monotonic() - began
             began = time.monotonic()
-        return [evaluation.entry(row) for row in todo]
 
-    def _report(self, entries: list[dict]) -> dict:
-        """Puts the report together and writes it."""
+    def _report(self, facts: dict[str, list[dict]]) -> dict:
+        """Puts the report together and writes it; facts of all stages by training."""
+        entries = [self.evaluation.entry(row) for row in rows(self.setup)]
         seconds, traces = {"teacher": 0.0, "ladder": 0.0}, {}
-        for training in self.setup.trainings:
-            facts = [self._weights(training, s)[1] for s in training.stages]
-            seconds[training.name] = sum(f["seconds"] for f in facts)
-            traces[training.name] = max(f["traces"] for f in facts)
+        for name, stages in facts.items():
+            seconds[name] = sum(f["seconds"] for f in stages)
+            traces[name] = max(f["traces"] for f in stages)
         seconds["evaluation"] = sum(e["seconds"] for e in entries)
         rest = time.monotonic() - self.began - self.accounted
         seconds["total"] = sum(seconds.values()) + rest

@@ -24,11 +24,14 @@ def write_whole(path: pathlib.Path, data: str | bytes) -> None:
 class JsonLines:
     """A file of one JSON object a line, appended to."""
 
-    def __init__(self, path: pathlib.Path):
-        self._path = path
+    def __init__(self, path: pathlib.Path, writes: bool = True):
+        """Of the file at `path`, to which only one process of a run `writes`."""
+        self._path, self._writes = path, writes
 
     def write(self, entry: dict) -> None:
         """Appends one entry."""
+        if not self._writes:
+            return
         with open(self._path, "a") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -44,6 +47,8 @@ class JsonLines:
 
     def rewind(self, stage: str, update: int) -> None:
         """Forgets a stage's entries after an update, which will be done again."""
+        if not self._writes:
+            return
         kept = [e for e in self.read() if e["stage"] != stage or e["update"] <= update]
         write_whole(self._path, "".join(json.dumps(e) + "\n" for e in kept))
 
@@ -55,13 +60,14 @@ class Progress:
     share one measure and the time left is that of the run.
     """
 
-    def __init__(self, total: int, done: int, seconds: float):
+    def __init__(self, total: int, done: int, seconds: float, shown: bool = True):
+        """Of `total` work, of which `done`; not `shown`: nothing is printed."""
         self._total, self._initial, self._done = max(total, 1), done, done
         self._seconds = seconds
         self._began = self._printed = time.monotonic()
-        self._text = ""
+        self._text, self._shown = "", shown
         self._bar = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             self._bar = tqdm(
                 total=self._total,
                 initial=done,
@@ -77,7 +83,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description_str(self._text, refresh=False)
             self._bar.update(work)
-        elif time.monotonic() - self._printed >= self._seconds:
+        elif self._shown and time.monotonic() - self._printed >= self._seconds:
             self._printed = time.monotonic()
             share = self._done / self._total
             done, left = self._done - self._initial, ""
@@ -91,7 +97,8 @@ class Progress:
         """Prints a line of its own, above the bar."""
         if self._bar is not None:
             self._bar.clear()
-        print(line, flush=True)
+        if self._shown:
+            print(line, flush=True)
 
     def close(self) -> None:
         """Takes the bar away."""

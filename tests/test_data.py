@@ -1,18 +1,24 @@
 import collections
 
+import chex
 import numpy as np
 import pytest
 
 from pd_jax import data
-from pd_jax.data import Dataset
+from pd_jax.data import InMemory
 
-SMALL = Dataset(np.arange(10, dtype=np.float32)[:, None], np.arange(10, dtype=np.int32))
+ROWS = np.arange(10)
+SMALL = InMemory(ROWS[:, None].astype(np.float32), ROWS.astype(np.int32))
+
+
+def batch(dataset, first, size, seed, **kw):
+    return next(dataset.batches(first, size, seed, **kw))
 
 
 def test_order_is_a_function_of_place_and_visits_all():
-    whole = SMALL.batch(0, 30, (1,))
+    whole = batch(SMALL, 0, 30, (1,))
     for first, size in [(0, 7), (7, 16), (23, 7)]:
-        part = SMALL.batch(first, size, (1,))
+        part = batch(SMALL, first, size, (1,))
         np.testing.assert_array_equal(
             part["image"], whole["image"][first : first + size]
         )
@@ -20,25 +26,54 @@ def test_order_is_a_function_of_place_and_visits_all():
     for epoch in epochs:
         assert collections.Counter(epoch.tolist()) == collections.Counter(range(10))
     assert not np.array_equal(epochs[0], epochs[1])
-    assert not np.array_equal(whole["label"], SMALL.batch(0, 30, (2,))["label"])
+    assert not np.array_equal(whole["label"], batch(SMALL, 0, 30, (2,))["label"])
     np.testing.assert_array_equal(whole["image"][:, 0], whole["label"])
 
 
+def test_batches_go_on_and_parts_make_a_whole():
+    batches = SMALL.batches(4, 6, (1,))
+    for first in (4, 10, 16):
+        whole = next(batches)["label"]
+        np.testing.assert_array_equal(whole, batch(SMALL, first, 6, (1,))["label"])
+        parts = [batch(SMALL, first, 6, (1,), part=(i, 3))["label"] for i in range(3)]
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
 def test_batches_larger_than_the_data():
-    assert SMALL.batch(3, 100, (0,))["image"].shape == (100, 1)
+    assert batch(SMALL, 3, 100, (0,))["image"].shape == (100, 1)
+
+
+def test_flips_are_a_function_of_place_and_half():
+    images = np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None] * 85, (500, 2, 4, 1))
+    dataset = InMemory(images, flip=True)
+    whole = batch(dataset, 0, 1000, (3,))["image"]
+    assert whole.dtype == np.float32
+    assert len(np.unique(whole)) == 4
+    flipped = whole[:, 0, 0, 0] > 0
+    np.testing.assert_array_equal(flipped, whole[:, 1, 3, 0] < 0)
+    assert 400 < flipped.sum() < 600
+    part = batch(dataset, 600, 100, (3,))["image"]
+    np.testing.assert_array_equal(part, whole[600:700])
+    assert np.all(dataset.take(np.arange(500))["image"][:, 0, 0, 0] == -1.0)
 
 
 @pytest.mark.parametrize("name", sorted(set(data.known()) - {"npz"}))
 def test_contract(name):
     dataset = data.get(name)
-    assert dataset.images.dtype == np.float32
-    assert dataset.shape == dataset.images.shape[1:]
-    if len(dataset.shape) == 3:
-        assert dataset.images.min() >= -1.0
-        assert dataset.images.max() <= 1.0
-    if dataset.labels is not None:
-        assert dataset.labels.dtype == np.int32
-        assert dataset.labels.min() == 0
+    taken = dataset.take(np.array([0, len(dataset) - 1]))
+    for found in (taken, batch(dataset, 5, 2, (0,))):
+        chex.assert_shape(found["image"], (2, *dataset.shape))
+        assert found["image"].dtype == np.float32
+        if len(dataset.shape) == 3:
+            assert np.all(np.abs(found["image"]) <= 1.0)
+        assert ("label" in found) == bool(dataset.num_classes)
+        if dataset.num_classes:
+            assert found["label"].dtype == np.int32
+            assert np.all(
+                (found["label"] >= 0) & (found["label"] < dataset.num_classes)
+            )
+    drawn = dataset.draw_labels(np.random.default_rng(0), 5)
+    assert (drawn is None) == (not dataset.num_classes)
     assert set(data.options(name))
 
 
@@ -62,7 +97,7 @@ def test_npz_of_ones_own(tmp_path):
     np.savez(tmp_path / "a.npz", images=images, y=np.array([0, 1, 2, 1, 0]))
     path = str(tmp_path / "a.npz")
     dataset = data.get("npz", path=path, label_key="y")
-    levels = np.round((dataset.images + 1) * 127.5)
+    levels = np.round((dataset.take(np.arange(5))["image"] + 1) * 127.5)
     np.testing.assert_array_equal(levels, images)
     assert dataset.num_classes == 3
     assert data.get("npz", path=path).labels is None

@@ -48,7 +48,12 @@ def weights(workdir):
             (p for p in stage.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
         )
         with ocp.StandardCheckpointer() as reader:
-            state = reader.restore(last / "state")
+            kept = reader.metadata(last / "state").item_metadata
+            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            shapes = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), kept
+            )
+            state = reader.restore(last / "state", shapes)
         found[stage.name] = [np.asarray(a) for a in jax.tree.leaves(state)]
     return found
 

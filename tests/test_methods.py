@@ -51,7 +51,7 @@ def train(method, weights, devices, updates=20, size=16, substeps=1):
     for i in range(0, updates, substeps):
         parts = [batch(size, seed=i + j) for j in range(substeps)]
         whole = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-        state, metrics = step(state, whole, key)
+        state, metrics = step(state, step.share(whole), key)
     return state, metrics, step
 
 
@@ -132,7 +132,7 @@ def test_a_ladder_traces_and_compiles_once(exact, cosine):
         jax.block_until_ready(state)
         before = len(found)
         for _ in range(3):
-            state, metrics = step(state, batches, key)
+            state, metrics = step(state, step.share(batches), key)
             jax.block_until_ready(metrics)
         counted.append(len(found) - before)
         weights = method.result(state)
@@ -150,7 +150,9 @@ def test_exact_teacher_teaches_the_first_stage_only(cosine):
         for index in (0, 1):
             stage = Stage("s", index, 4, 10, 1e-3)
             state = step.place(method.start(weights, stage))
-            _, metrics = step(state, batch(16), step.place(jax.random.key(0)))
+            _, metrics = step(
+                state, step.share(batch(16)), step.place(jax.random.key(0))
+            )
             losses[name, index] = float(metrics["loss"])
     assert losses["plain", 1] == pytest.approx(losses["taught", 1], rel=1e-5)
     assert abs(losses["plain", 0] - losses["taught", 0]) > 1e-3
@@ -179,7 +181,7 @@ def test_distilling_a_gaussian_finds_the_closed_form(cosine):
     rng = np.random.default_rng(0)
     for _ in range(stage.updates):
         x = (0.2 + 0.4 * rng.standard_normal((256, 1))).astype(np.float32)
-        state, _ = step(state, {"image": x}, key)
+        state, _ = step(state, step.share({"image": x}), key)
     z = jnp.linspace(-2, 2, 41)[:, None]
     t = jnp.ones(41)
     truth = arcs.target(teacher, z, t, 1, cosine, 8)
@@ -245,7 +247,7 @@ def test_the_gradient_is_averaged_and_then_clipped(slopes, clip, used):
     stage = Stage("s", 0, 1, 10, 1.0)
     state = step.place(descent.start({"w": jnp.float32(0.0)}, stage))
     batch = {"slope": np.array(slopes, np.float32)}
-    state, metrics = step(state, batch, step.place(jax.random.key(0)))
+    state, metrics = step(state, step.share(batch), step.place(jax.random.key(0)))
     assert float(metrics["grad_norm"]) == pytest.approx(np.mean(slopes), rel=1e-5)
     moment = optax.tree_utils.tree_get(state.opt_state, "mu")["w"]
     assert float(moment) == pytest.approx(0.1 * used, rel=1e-5)
@@ -257,8 +259,8 @@ def test_the_step_lowers_for_accelerators(name, platform, cosine):
     method = method_of(name, cosine)
     step = Step(method.update, substeps=2)
     state = step.place(method.start(weights_of(method), STAGE))
-    batches = jax.tree.map(step._share, batch(8, substeps=2))
-    traced = jax.jit(step._mapped).trace(state, batches, step.place(jax.random.key(0)))
+    batches = step.share(batch(8, substeps=2))
+    traced = step.trace(state, batches, step.place(jax.random.key(0)))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert "all_reduce" in text
 

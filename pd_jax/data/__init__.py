@@ -1,12 +1,16 @@
 """Data sets, one a file, found by name.
 
-A data set's file defines `load(**options) -> Dataset`.
+A data set's file defines `load(**options) -> Dataset`. Each option is a config key,
+with its default. `Dataset` says what the rest of the project asks of any; most are
+`InMemory`.
 """
 
+import abc
 import dataclasses
 import functools
 import inspect
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -14,19 +18,84 @@ from pd_jax import names
 from pd_jax.arcs import Denoiser
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """Examples in memory.
+class Dataset(abc.ABC):
+    """Examples of one distribution, by row.
+
+    A batch is {"image": [B, ...] float32, "label": [B] int32 (if any)}; images lie in
+    [-1, 1] (points of the plane may leave it).
 
     Attributes:
-      images: [N, ...] float32 in [-1, 1] (points of the plane may leave it).
+      shape: shape of one example.
+      num_classes: one more than the largest label; 0 without labels.
+      denoise: the exact denoiser of the distribution, where there is one.
+      reference: examples that samples are compared with: held-back ones, or these.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int
+    denoise: Denoiser | None = None
+
+    @property
+    def reference(self) -> "Dataset":
+        """Examples that samples are compared with."""
+        return self
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    @abc.abstractmethod
+    def take(self, rows: np.ndarray) -> dict:
+        """The examples of these rows as a batch, as they are: nothing is random."""
+
+    @abc.abstractmethod
+    def batches(
+        self,
+        first: int,
+        size: int,
+        seed: tuple[int, ...],
+        part: tuple[int, int] = (0, 1),
+        workers: int = 0,
+    ) -> Iterator[dict]:
+        """Endless batches for training, augmented, from place `first` of an order.
+
+        Every epoch goes through all examples in an order of its own. What comes is a
+        function of place and seed alone: resuming needs no stored position, and a
+        global batch holds the same examples on any number of processes.
+
+        Args:
+          first: examples of the order that are skipped.
+          size: examples of a global batch.
+          seed: of order and augmentation.
+          part: (i, n) for the i-th of n equal parts of every global batch.
+          workers: processes that read and decode; 0 for none but this one.
+        """
+
+    def draw_labels(self, rng: np.random.Generator, num: int) -> np.ndarray | None:
+        """Labels [num] int32, as often as they occur; None without labels."""
+        if not self.num_classes:
+            return None
+        return rng.integers(self.num_classes, size=num, dtype=np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InMemory(Dataset):
+    """Examples that need no decoding.
+
+    Attributes:
+      images: [N, ...], float32, or uint8 in 0..255; an array, or what is indexed by
+        rows like one.
       labels: [N] int32, or None.
       denoise: the exact denoiser of the distribution, where there is one.
+      flip: mirrors half of the training images left to right.
+      held_back: examples that samples are compared with, in place of these.
     """
 
     images: np.ndarray
     labels: np.ndarray | None = None
     denoise: Denoiser | None = None
+    flip: bool = False
+    held_back: Dataset | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,34 +107,73 @@ class Dataset:
         """One more than the largest label; 0 without labels."""
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
-    def batch(self, first: int, size: int, seed: tuple[int, ...]) -> dict:
-        """Examples first .. first + size - 1 of an endless order.
+    @property
+    def reference(self) -> Dataset:
+        """The examples held back, or these."""
+        return self if self.held_back is None else self.held_back
 
-        Every epoch goes through all examples in an order of its own. What comes is a
-        function of the arguments alone: resuming needs no stored position.
-
-        Returns:
-          {"image": [size, ...], "label": [size] (if any)}.
-        """
-        place = first + np.arange(size)
-        epoch, place = np.divmod(place, len(self.images))
-        rows = np.empty(size, np.int64)
-        for e in np.unique(epoch):
-            here = epoch == e
-            rows[here] = _order(len(self.images), (*seed, int(e)))[place[here]]
-        return self.take(rows)
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.images)
 
     def take(self, rows: np.ndarray) -> dict:
-        """The examples of these rows, as a batch."""
-        batch = {"image": self.images[rows]}
+        """The examples of these rows as a batch."""
+        batch = {"image": to_float(self.images[rows])}
         if self.labels is not None:
             batch["label"] = self.labels[rows]
         return batch
+
+    def batches(
+        self,
+        first: int,
+        size: int,
+        seed: tuple[int, ...],
+        part: tuple[int, int] = (0, 1),
+        workers: int = 0,
+    ) -> Iterator[dict]:
+        """Endless batches for training; see `Dataset.batches`."""
+        index, count = part
+        own = size // count
+        while True:
+            place = first + index * own + np.arange(own)
+            first += size
+            epoch, place = np.divmod(place, len(self))
+            rows, flipped = np.empty(own, np.int64), np.empty(own, bool)
+            for e in np.unique(epoch):
+                here = epoch == e
+                order = _order(len(self), (*seed, int(e)))
+                rows[here] = order[place[here]]
+                if self.flip:
+                    flips = _flips(len(self), (*seed, int(e)))
+                    flipped[here] = flips[place[here]]
+            batch = self.take(rows)
+            if self.flip:
+                image = batch["image"]
+                image[flipped] = image[flipped][:, :, ::-1]
+            yield batch
+
+    def draw_labels(self, rng: np.random.Generator, num: int) -> np.ndarray | None:
+        """Labels [num] int32, as often as they occur; None without labels."""
+        if self.labels is None:
+            return None
+        return self.labels[rng.integers(len(self.labels), size=num)]
+
+
+def to_float(images: np.ndarray) -> np.ndarray:
+    """uint8 in 0..255 as float32 in [-1, 1]; floats as they are."""
+    if images.dtype != np.uint8:
+        return images
+    return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
 @functools.lru_cache(maxsize=4)
 def _order(num: int, seed: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(seed).permutation(num)
+
+
+@functools.lru_cache(maxsize=4)
+def _flips(num: int, seed: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng((*seed, 1)).random(num) < 0.5
 
 
 def known() -> list[str]:

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from pd_jax.data import Dataset
+from pd_jax.data import Dataset, InMemory
 
 
 def load(num_images: int = 1500) -> Dataset:
@@ -20,4 +20,4 @@ def load(num_images: int = 1500) -> Dataset:
         )
     # Sixteen grey levels above black.
     images = (images.reshape(-1, 8, 8, 1) / 8.0 - 1.0).astype(np.float32)
-    return Dataset(images[:num_images], labels[:num_images].astype(np.int32))
+    return InMemory(images[:num_images], labels[:num_images].astype(np.int32))

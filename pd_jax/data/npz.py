@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from pd_jax.data import Dataset
+from pd_jax.data import Dataset, InMemory
 
 # What zipfile, zlib and NumPy raise on a file that is damaged, or no archive; a flipped
 # byte may name a compression that zipfile does not have (NotImplementedError).
@@ -22,12 +22,15 @@ UNREADABLE = (
 )
 
 
-def load(path: str = "", image_key: str = "images", label_key: str = "") -> Dataset:
+def load(
+    path: str = "", image_key: str = "images", label_key: str = "", flip: bool = False
+) -> Dataset:
     """Images [N, H, W, C] from a .npz file; uint8 in 0..255 or float in [-1, 1].
 
     Args:
       path: the file.
       image_key, label_key: names of the arrays in it; no labels where empty.
+      flip: mirrors half of the training images left to right.
 
     Raises:
       ValueError: for a file, array, shape, type or range that is not as above.
@@ -53,18 +56,18 @@ def load(path: str = "", image_key: str = "images", label_key: str = "") -> Data
         raise ValueError(
             f'{path}: "{image_key}" has shape {images.shape}; images are [N, H, W, C]'
         )
-    if images.dtype == np.uint8:
-        images = images.astype(np.float32) / 127.5 - 1.0
-    elif not np.issubdtype(images.dtype, np.floating):
+    if np.issubdtype(images.dtype, np.floating):
+        if not np.all(np.abs(images) <= 1.0):
+            raise ValueError(
+                f'{path}: "{image_key}" leaves [-1, 1] (or is not finite); scale it'
+            )
+        images = images.astype(np.float32)
+    elif images.dtype != np.uint8:
         raise ValueError(
             f'{path}: "{image_key}" is {images.dtype}; give uint8 or floating point'
         )
-    elif not np.all(np.abs(images) <= 1.0):
-        raise ValueError(
-            f'{path}: "{image_key}" leaves [-1, 1] (or is not finite); scale it'
-        )
     if not label_key:
-        return Dataset(images.astype(np.float32))
+        return InMemory(images, flip=flip)
     labels = arrays[label_key]
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -73,4 +76,4 @@ def load(path: str = "", image_key: str = "images", label_key: str = "") -> Data
         )
     if labels.min() < 0:
         raise ValueError(f'{path}: "{label_key}" has negative labels; count from 0')
-    return Dataset(images.astype(np.float32), labels.astype(np.int32))
+    return InMemory(images, labels.astype(np.int32), flip=flip)

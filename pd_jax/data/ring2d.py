@@ -3,7 +3,7 @@
 import numpy as np
 
 from pd_jax import analytic
-from pd_jax.data import Dataset
+from pd_jax.data import Dataset, InMemory
 
 
 def load(
@@ -24,7 +24,7 @@ def load(
     rng = np.random.default_rng(0)
     mode = rng.integers(modes, size=num_points)
     points = means[mode] + std * rng.standard_normal((num_points, 2))
-    return Dataset(
+    return InMemory(
         points.astype(np.float32),
         denoise=analytic.mixture(means.astype(np.float32), std),
     )

@@ -1,0 +1,101 @@
+"""One run over several processes: joining them, and what they agree on.
+
+Every process runs the same program on its own devices. What depends on files is decided
+by process 0 and told to the others, so that all of them take the same way.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from pd_jax import names
+
+WAYS = ("auto", "on", "off")
+
+
+def join(way: str = "auto") -> None:
+    """Joins the run's other processes; comes before any other use of JAX.
+
+    Args:
+      way: "off" for a process of its own; "on" for JAX's own detection of the cluster;
+        "auto" for the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+        JAX_PROCESS_ID where they are set, and else detection on Cloud TPU, SLURM and
+        Open MPI.
+
+    Raises:
+      ValueError: for an unknown way, or only some of the variables.
+    """
+    names.check(way, WAYS, "--distributed")
+    keys = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    given = {key: os.environ[key] for key in keys if os.environ.get(key)}
+    if way != "off" and len(given) > 1:
+        if len(given) < len(keys) or not (given[keys[1]] + given[keys[2]]).isdigit():
+            raise ValueError(
+                f"{given}: set all of {', '.join(keys)}, the last two to whole "
+                "numbers, or none of them"
+            )
+        address, count, index = (given[key] for key in keys)
+        jax.distributed.initialize(address, int(count), int(index))
+    elif way == "on" or (way == "auto" and _in_cluster()):
+        jax.distributed.initialize()
+
+
+def _in_cluster() -> bool:
+    """Whether this process was started as one of several, or on a Cloud TPU VM."""
+    tasks = (os.environ.get(k, "1") for k in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    if any(count.isdigit() and int(count) > 1 for count in tasks):
+        # An interactive shell within an allocation is no task of it.
+        return "SLURM_PROCID" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ
+    return "TPU_WORKER_HOSTNAMES" in os.environ or (
+        pathlib.Path("/run/tpu_env").exists()
+    )
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which writes logs and reports."""
+    return jax.process_index() == 0
+
+
+def part() -> tuple[int, int]:
+    """(i, n): this process is number i of n."""
+    return jax.process_index(), jax.process_count()
+
+
+def agree(decide: Callable[[], Any]) -> Any:
+    """What `decide` returns (a JSON value) in process 0, in all processes.
+
+    A ValueError or OSError that it raises there is raised in all of them.
+    """
+    if jax.process_count() == 1:
+        return decide()
+    answer = {}
+    if is_first():
+        try:
+            answer = {"value": decide()}
+        except (ValueError, OSError) as error:
+            kind = "ValueError" if isinstance(error, ValueError) else "OSError"
+            answer = {kind: str(error)}
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+    mine = text if is_first() else np.zeros(size, np.uint8)
+    told = json.loads(bytes(multihost_utils.broadcast_one_to_all(mine)).decode())
+    if "ValueError" in told:
+        raise names.Refused(told["ValueError"])
+    if "OSError" in told:
+        raise OSError(told["OSError"])
+    return told["value"]
+
+
+def stop_asked(moment: int) -> bool:
+    """Whether any process was sent SIGTERM; true at one `moment` in all of them.
+
+    Args:
+      moment: a count that grows alike in all processes, one a call.
+    """
+    return multihost_utils.reached_preemption_sync_point(moment)

@@ -1,0 +1,81 @@
+"""Parts that several config files share: the paper's recipe, and changes to one."""
+
+from ml_collections import ConfigDict
+
+from pd_jax.config import default
+from pd_jax.ladder import step_counts
+
+
+def paper(data_name: str, start: int) -> ConfigDict:
+    """What the paper's data sets have in common; a config file adds the rest.
+
+    Args:
+      data_name: the data set.
+      start: the teacher's steps; the ladder halves them down to 1.
+
+    Source: Salimans & Ho 2022 (2202.00512), section 5 and appendix E, and the released
+    configurations. The number of a teacher's updates is each config file's choice.
+    """
+    config = default(data_name, "unet")
+    config.teacher.weighting = "truncated_snr"
+    config.teacher.warmup_updates = 1000
+    config.teacher.ema = 0.9999
+    config.ladder.weighting = "truncated_snr"
+    config.ladder.start = start
+    config.ladder.decay = "linear"
+    num = len(step_counts(start, 1))
+    config.ladder.updates = (50_000,) * (num - 2) + (100_000,) * 2
+    config.eval.num_samples = 50_000
+    config.eval.teacher_steps = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
+    config.eval.max_steps = 512
+    config.run.substeps = 10
+    config.run.checkpoint_updates = 5000
+    config.run.log_updates = 100
+    return config
+
+
+def improved(config: ConfigDict) -> None:
+    """Averages the students' weights too, and hands the average over.
+
+    The same cost, but one more copy of the weights. TRACT's ablation (Berthelot et al.
+    2023, 2303.04248) moves CIFAR-10 in one step from FID 9.12 to about 5.95 with it. The
+    decay is this project's choice: an average over some 2000 updates.
+    """
+    config.ladder.ema = 0.9995
+
+
+def smoke(config: ConfigDict) -> None:
+    """Shrinks a config to a miniature: a whole run in seconds, quality aside."""
+    config.teacher.updates = 100
+    config.teacher.warmup_updates = 0
+    config.ladder.start = 8
+    config.ladder.updates = (40,)
+    config.eval.teacher_steps = (8, 4, 2, 1)
+    config.eval.num_samples = 256
+    config.eval.paired_samples = 64
+    config.eval.reference_steps = 32
+    config.run.checkpoint_updates = 20
+    config.run.log_updates = 10
+    config.run.substeps = 1
+
+
+def smoke_unet(config: ConfigDict) -> None:
+    """The same for a U-Net on images of 16 pixels: the levels, narrow and shallow."""
+    smoke(config)
+    config.model.ch = 32
+    config.model.emb_ch = 64
+    config.model.ch_mult = config.model.ch_mult[:2]
+    config.model.num_res_blocks = 1
+    config.model.attn_resolutions = (8,)
+    config.model.head_dim = 0
+    config.teacher.updates = 30
+    config.teacher.batch = 32
+    config.ladder.batch = 32
+    config.ladder.updates = (10,)
+    config.ladder.start = 4
+    config.ladder.learning_rate = (1e-3,)
+    config.eval.teacher_steps = (4, 2, 1)
+    config.eval.num_samples = 64
+    config.eval.reference_steps = 16
+    config.run.eval_batch = 64
+    config.run.checkpoint_updates = 10
