@@ -12,6 +12,7 @@ Weights may also come from one of the paper's released files: `load_released`.
 """
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -21,11 +22,18 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
+from etils import epath
 
 from pd_jax.ladder import Stage
 from pd_jax.names import Refused
 
 FORMAT = 1  # of the saved tree and its metadata
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: processes agree on when to stop by a count of their own."""
+        return False
 
 
 class StageCheckpoints:
@@ -35,10 +43,11 @@ class StageCheckpoints:
       stage: the stage.
     """
 
-    def __init__(self, workdir: pathlib.Path, stage: Stage):
+    def __init__(self, workdir: epath.Path, stage: Stage):
         self.stage = stage
-        self._directory = workdir.absolute() / "checkpoints" / stage.name
-        self._manager = ocp.CheckpointManager(
+        folder = workdir if "://" in os.fspath(workdir) else workdir.absolute()
+        self._directory = folder / "checkpoints" / stage.name
+        self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=2, create=True, cleanup_tmp_directories=True

@@ -41,7 +41,7 @@ def _training() -> dict:
 
 
 def default(data_name: str, model_name: str) -> ConfigDict:
-    """All keys with their defaults, for a data set and a network by name.
+    """All keys with their defaults, for a data set and a network by name; locked.
 
     Raises:
       ValueError: for an unknown name, listing the known ones.
@@ -93,7 +93,7 @@ def default(data_name: str, model_name: str) -> ConfigDict:
                 substeps=1,  # updates per call of the step; more helps accelerators
             ),
         )
-    )
+    ).lock()
 
 
 def flatten(

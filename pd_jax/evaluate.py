@@ -2,20 +2,24 @@
 
 import functools
 import hashlib
+import io
 import json
 import pathlib
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pd_jax import processes
 from pd_jax.metrics import inception, load_statistics, rmse
 from pd_jax.metrics.summary import KEPT, SIDE, Reference, Summary
+from pd_jax.names import Refused
 from pd_jax.samplers import sample
 from pd_jax.setup import Setup
 from pd_jax.writers import write_whole
@@ -52,7 +56,7 @@ def rows(setup: Setup) -> list[Row]:
 class Evaluation:
     """The evaluation of one run; rows that are on disk are not made again."""
 
-    def __init__(self, setup: Setup, workdir: pathlib.Path):
+    def __init__(self, setup: Setup, workdir: epath.Path):
         self._setup = setup
         self._directory = workdir / "evaluation"
         self._config = setup.config.eval
@@ -80,15 +84,16 @@ class Evaluation:
     def _find(self) -> list[str]:
         """Files that are there and whole; others are made again."""
         found = []
-        for path in sorted(self._directory.glob("[!.]*")):
+        paths = self._directory.iterdir() if self._directory.exists() else ()
+        for path in sorted(paths):
             try:
                 if path.suffix == ".json":
                     json.loads(path.read_text())
                 elif path.suffix == ".npy":
-                    np.load(path, mmap_mode="r")
+                    _load(path)
                 elif path.suffix == ".npz":
-                    Reference.from_file(path)
-            except (OSError, ValueError, EOFError, KeyError):
+                    Reference.from_bytes(path.read_bytes())
+            except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
                 continue
             found.append(path.name)
         return found
@@ -150,20 +155,33 @@ class Evaluation:
             )
             yield np.asarray(x)[: num - first]
 
-    def _path(self, name: str) -> pathlib.Path:
+    def trace(self) -> jax.stages.Traced:
+        """The sampler of a batch, traced on shapes, to be lowered for any platform."""
+        place = jax.ShapeDtypeStruct((self._batch,), jnp.uint32)
+        label = self._labels
+        if label is not None:
+            label = jax.ShapeDtypeStruct((self._batch,), jnp.int32)
+        steps = jax.ShapeDtypeStruct((), jnp.int32)
+        return self._sampler.trace(
+            self._setup.shapes,
+            place,
+            label,
+            steps,
+            exact=False,
+            method=self._config.sampler,
+        )
+
+    def _path(self, name: str) -> epath.Path:
         return self._directory / name
 
     def _keep(self, name: str, content: bytes | str | np.ndarray) -> None:
         """Writes a file, in the first process."""
         self._have.add(name)
-        if not processes.is_first():
-            return
         if isinstance(content, np.ndarray):
-            self._directory.mkdir(parents=True, exist_ok=True)
-            temporary = self._path(f".{name}.tmp.npy")
-            np.save(temporary, content)
-            temporary.replace(self._path(name))
-        else:
+            file = io.BytesIO()
+            np.save(file, content)
+            content = file.getvalue()
+        if processes.is_first():
             write_whole(self._path(name), content)
 
     def done(self, row: Row) -> bool:
@@ -192,15 +210,17 @@ class Evaluation:
         """uint8 images to Inception features, on all devices; None without weights."""
         if not self._config.inception:
             return None
-        params = jax.device_put(
-            inception.load_weights(self._config.inception), self._same
-        )
+        params = inception.load_weights(self._config.inception)
+        bias = np.asarray(params["fc.bias"])
+        params = jax.device_put(params, self._same)
         network = jax.jit(inception.features, out_shardings=self._same)
 
         def features(images: np.ndarray) -> dict[str, np.ndarray]:
             num = len(images)
             rows = np.minimum(np.arange(self._batch), num - 1)  # filled up
             found = network(params, jax.device_put(images[rows], self._split))
+            # Published scores are of logits without the last layer's bias.
+            found["logits"] = np.asarray(found["logits"]) - bias
             return {name: np.asarray(a)[:num] for name, a in found.items()}
 
         return features
@@ -209,7 +229,7 @@ class Evaluation:
         """Figures of the data, read or made; pool's from `eval.statistics` if given."""
         name = "reference_data.npz"
         if name in self._have:
-            reference = Reference.from_file(self._path(name))
+            reference = Reference.from_bytes(self._path(name).read_bytes())
         else:
             data = self._setup.dataset.reference
             num = min(self._config.num_reference or len(data), len(data))
@@ -274,6 +294,10 @@ class Evaluation:
         keep = max(self._config.paired_samples, GRID)
         summary, first = Summary(self._features), []
         for x in self.samples(params, row.num_steps, self._config.num_samples):
+            if not np.all(np.isfinite(x)):
+                raise Refused(
+                    f"{row.name}: its samples are not finite, so it cannot be measured"
+                )
             first.append(x[: max(0, keep - summary.num)])
             summary.add(x)
             advance(len(x) * row.num_steps, text)
@@ -332,7 +356,8 @@ class Evaluation:
         return words | {
             "fid": f"{network}: Frechet distance of {ev.num_samples} samples to "
             + against,
-            "inception_score": f"{network}: of {ev.num_samples} samples, one split",
+            "inception_score": f"{network}: of {ev.num_samples} samples, one split, "
+            "logits without bias",
             "kid": f"{network}: cubic kernel distance of {kept}",
             "precision": f"{network}: 3 nearest neighbours, {kept}",
             "recall": "as precision",
@@ -347,4 +372,8 @@ class Evaluation:
 
     def kept(self, name: str) -> np.ndarray:
         """Samples kept under a row's or a reference's name: the first of the set."""
-        return np.load(self._path(f"{name}.npy"))
+        return _load(self._path(f"{name}.npy"))
+
+
+def _load(path: epath.Path) -> np.ndarray:
+    return np.load(io.BytesIO(path.read_bytes()))

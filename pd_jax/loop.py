@@ -87,6 +87,7 @@ class Loop:
         jax.block_until_ready(self._held)
         self._write((self.done, self._held, time.monotonic()))
         self._late, self._held = None, []
+        self._lines.flush()
 
     def _write(self, interval: tuple[int, list[dict], float] | None) -> None:
         if interval is None or not interval[1]:

@@ -66,7 +66,13 @@ def _load(given: str) -> dict:
         raise Refused(f"{file} is not Python: {error}") from error
     if get_config is None:
         raise Refused(f"{file}: defines no get_config(variant), so is no config file")
-    return dict(config.flatten(get_config(variant) if variant else get_config()))
+    try:
+        values = get_config(variant) if variant else get_config()
+    except (AttributeError, KeyError) as error:  # a key that a config does not have
+        text, _, others = str(error.args[0]).partition(" Other fields")
+        hint = re.search(r"Did you mean[^?]*\?", others)
+        raise Refused(f"{file}: {text} {hint[0] if hint else ''}") from error
+    return dict(config.flatten(values))
 
 
 def _parse(argv: list[str]) -> None:

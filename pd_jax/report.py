@@ -6,6 +6,7 @@ import pathlib
 
 import matplotlib
 import numpy as np
+from etils import epath
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -153,7 +154,7 @@ def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str,
 
 
 def write(
-    workdir: pathlib.Path, report: dict, evaluation: Evaluation, setup: Setup
+    workdir: epath.Path, report: dict, evaluation: Evaluation, setup: Setup
 ) -> list[str]:
     """Writes all files, report.json last: where it is there, all are.
 

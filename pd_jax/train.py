@@ -4,13 +4,13 @@ import contextlib
 import fcntl
 import json
 import os
-import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jaxlib
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -23,7 +23,7 @@ from pd_jax.ladder import Stage
 from pd_jax.loop import Loop
 from pd_jax.names import Refused
 from pd_jax.setup import Setup, Training, build
-from pd_jax.writers import JsonLines, Progress, write_whole
+from pd_jax.writers import JsonLines, Progress, is_remote, write_whole
 
 
 def run(
@@ -49,10 +49,12 @@ def run(
       Interrupted: on SIGINT or SIGTERM, with everything saved.
     """
     began = time.monotonic() if began is None else began
-    workdir = pathlib.Path(workdir)
     try:
+        workdir = epath.Path(workdir)
         finished = processes.agree(lambda: _open(workdir, config))
         setup = build(config) if finished is None else None
+    except ImportError as error:  # for the storage that the workdir's prefix names
+        raise Refused(f"--workdir={workdir}: {error}") from error
     except ValueError as error:
         raise Refused(str(error)) from error
     if finished is not None:
@@ -64,9 +66,7 @@ def run(
         return _Run(setup, workdir, name, began).all()
 
 
-def _begin(
-    workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
-) -> None:
+def _begin(workdir: epath.Path, config: ConfigDict, held: contextlib.ExitStack) -> None:
     """Makes a run's folder this process's own for as long as `held` is."""
     workdir.mkdir(parents=True, exist_ok=True)
     held.enter_context(_alone(workdir))
@@ -75,8 +75,14 @@ def _begin(
 
 
 @contextlib.contextmanager
-def _alone(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds a folder's lock, which dies with its holder; Refused where it is held."""
+def _alone(workdir: epath.Path) -> Iterator[None]:
+    """Holds a folder's lock, which dies with its holder; Refused where it is held.
+
+    An object store has no locks.
+    """
+    if is_remote(workdir):
+        yield
+        return
     with open(workdir / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,7 +94,7 @@ def _alone(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _open(workdir: pathlib.Path, config: ConfigDict) -> dict | None:
+def _open(workdir: epath.Path, config: ConfigDict) -> dict | None:
     """Checks that a workdir is this config's; its report where it is complete."""
     kept = workdir / "config.json"
     if kept.exists():
@@ -109,7 +115,7 @@ def _open(workdir: pathlib.Path, config: ConfigDict) -> dict | None:
     return report if "rows" in report else None
 
 
-def _read(path: pathlib.Path) -> dict:
+def _read(path: epath.Path) -> dict:
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
@@ -119,7 +125,7 @@ def _read(path: pathlib.Path) -> dict:
     return found
 
 
-def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
+def _visible(folder: epath.Path) -> list[epath.Path]:
     """Files but the hidden ones, which a write cut short may leave behind."""
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
@@ -127,7 +133,7 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
 class _Run:
     """One process's part of a run; the first one writes its files."""
 
-    def __init__(self, setup: Setup, workdir: pathlib.Path, name: str, began: float):
+    def __init__(self, setup: Setup, workdir: epath.Path, name: str, began: float):
         self.setup, self.workdir, self.name, self.began = setup, workdir, name, began
         self.options = setup.config.run
         self.lines = JsonLines(workdir / "metrics.jsonl", processes.is_first())

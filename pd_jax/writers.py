@@ -2,35 +2,51 @@
 
 import json
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Iterator
 
+from etils import epath
 from tqdm import tqdm
 
 
-def write_whole(path: pathlib.Path, data: str | bytes) -> None:
+def is_remote(path: epath.Path) -> bool:
+    """Whether a path is an object store's, such as gs://BUCKET/RUN."""
+    return "://" in os.fspath(path)
+
+
+def write_whole(path: epath.Path, data: str | bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
+    data = data.encode() if isinstance(data, str) else data
+    if is_remote(path):  # where an object is whole or not at all by itself
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
 class JsonLines:
-    """A file of one JSON object a line, appended to."""
+    """A file of one JSON object a line, appended to.
 
-    def __init__(self, path: pathlib.Path, writes: bool = True):
+    An object store cannot append: there the file is written anew with each `flush`.
+    """
+
+    def __init__(self, path: epath.Path, writes: bool = True):
         """Of the file at `path`, to which only one process of a run `writes`."""
         self._path, self._writes = path, writes
+        self._held = list(self.read()) if is_remote(path) else None
 
     def write(self, entry: dict) -> None:
         """Appends one entry."""
         if not self._writes:
+            return
+        if self._held is not None:
+            self._held.append(entry)
             return
         with open(self._path, "a") as file:
             file.write(json.dumps(entry) + "\n")
@@ -50,7 +66,18 @@ class JsonLines:
         if not self._writes:
             return
         kept = [e for e in self.read() if e["stage"] != stage or e["update"] <= update]
-        write_whole(self._path, "".join(json.dumps(e) + "\n" for e in kept))
+        write_whole(self._path, _lines(kept))
+        if self._held is not None:
+            self._held = kept
+
+    def flush(self) -> None:
+        """Sees to it that all entries are in the file."""
+        if self._writes and self._held is not None:
+            write_whole(self._path, _lines(self._held))
+
+
+def _lines(entries: list[dict]) -> str:
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
 class Progress:

@@ -42,6 +42,11 @@ def weights(workdir):
     import jax
     import orbax.checkpoint as ocp
 
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def shape(kept):
+        return jax.ShapeDtypeStruct(kept.shape, kept.dtype, sharding=here)
+
     found = {}
     for stage in sorted((workdir / "checkpoints").iterdir()):
         last = max(
@@ -49,11 +54,7 @@ def weights(workdir):
         )
         with ocp.StandardCheckpointer() as reader:
             kept = reader.metadata(last / "state").item_metadata
-            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            shapes = jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), kept
-            )
-            state = reader.restore(last / "state", shapes)
+            state = reader.restore(last / "state", jax.tree.map(shape, kept))
         found[stage.name] = [np.asarray(a) for a in jax.tree.leaves(state)]
     return found
 

@@ -88,6 +88,11 @@ WRONG = [
     (("--config", f"{ROOT}/configs/digits.py", "--config.seed=-1"), "seed=-1"),
     ((f"--config={ROOT}/tests/conftest.py",), "no get_config"),
     ((DIGITS, "--config.run.checkpoint_updates=0"), "at least 1"),
+    ((DIGITS, "--config.teacher.released=none"), "none: not a released checkpoint"),
+    ((DIGITS, "--config.eval.inception=none"), "none"),
+    ((DIGITS, "--config.eval.statistics=a.npz"), "eval.inception"),
+    ((DIGITS, "--config.eval.num_reference=1"), "at least 2"),
+    ((DIGITS, "--distributed=maybe"), "known are auto, off, on"),
 ]
 
 
@@ -134,3 +139,18 @@ def test_training_that_diverges_stops_with_the_stage_and_keeps_no_such_state(
     assert "error: teacher: the loss is" in printed.err
     assert "Traceback" not in printed.err
     assert not list((tmp_path / "run" / "checkpoints" / "teacher").glob("[0-9]*"))
+
+
+def test_a_config_file_with_a_misspelt_key(call, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from pd_jax.config import default\n"
+        "def get_config(variant=''):\n"
+        "    config = default('digits', 'mlp')\n"
+        "    config.teacher.update = 3\n"
+        "    return config\n"
+    )
+    code, printed, _ = call("--config=mine.py")
+    assert code == 2
+    assert 'Did you mean "updates"' in printed.err
+    assert "Traceback" not in printed.err
+    assert len(printed.err) < 300

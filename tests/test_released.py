@@ -122,7 +122,7 @@ def test_files_that_are_none(tmp_path):
             load_released(str(tmp_path / name), LIKE)
     assert not (tmp_path / "trap").exists()
     for missing in (f"{tmp_path}/none", f"file://{tmp_path}/none", str(tmp_path)):
-        with pytest.raises(ValueError, match="none|directory"):
+        with pytest.raises(ValueError, match=r"none|directory"):
             load_released(missing, LIKE)
 
 

@@ -5,16 +5,21 @@ import json
 import os
 import shutil
 import signal
+from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from pd_jax import train
+from pd_jax import checkpoint, train
 from pd_jax.config import default
 from pd_jax.interrupt import Interrupted
 from pd_jax.loop import Loop
 from pd_jax.names import Refused
+from pd_jax.writers import JsonLines
 
 
 def tiny(**changes):
@@ -239,3 +244,43 @@ def test_a_folder_in_use_is_refused(tmp_path):
         with pytest.raises(Refused, match="in use by another process"):
             train.run(tiny(), workdir, "tiny")
     assert [p.name for p in workdir.iterdir()] == [".lock"]
+
+
+def test_a_workdir_in_an_object_store(whole, tmp_path, monkeypatch):
+    # The files of a run go through epath to what fsspec calls gs; here, memory. The
+    # checkpoints, which TensorStore would write, stay in a local folder.
+    class Store(MemoryFileSystem):
+        protocol = ("gs", "gcs")
+        store: ClassVar = {}
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(path.split("://")[-1])
+
+    for name in Store.protocol:
+        fsspec.register_implementation(name, Store, clobber=True)
+    plain = checkpoint.StageCheckpoints.__init__
+    monkeypatch.setattr(
+        checkpoint.StageCheckpoints,
+        "__init__",
+        lambda self, workdir, stage: plain(self, tmp_path, stage),
+    )
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
+    report = train.run(tiny(), "gs://bucket/run", "tiny")
+    assert report["rows"] == whole[1]["rows"]
+    kept = epath.Path("gs://bucket/run")
+    assert json.loads((kept / "report.json").read_text())["rows"] == report["rows"]
+    assert {"report.md", "quality.png", "config.json"} <= {
+        p.name for p in kept.iterdir()
+    }
+    assert train.run(tiny(), "gs://bucket/run", "tiny")["rows"] == report["rows"]
+
+    lines = JsonLines(kept / "metrics.jsonl")
+    for update in (1, 2, 3):
+        lines.write({"stage": "teacher", "update": update})
+    lines.flush()
+    lines.rewind("teacher", 2)
+    lines.write({"stage": "teacher", "update": 3})
+    assert len((kept / "metrics.jsonl").read_text().splitlines()) == 2
+    lines.flush()
+    assert [e["update"] for e in lines.read()] == [1, 2, 3]

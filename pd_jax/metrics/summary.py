@@ -111,9 +111,9 @@ class Reference:
         return file.getvalue()
 
     @classmethod
-    def from_file(cls, path) -> "Reference":
-        """Reads what `to_bytes` made; ValueError or OSError where it is damaged."""
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+    def from_bytes(cls, content: bytes) -> "Reference":
+        """Reads what `to_bytes` made; what np.load raises where it is damaged."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             pool = Moments(file["mu"], file["sigma"]) if "mu" in file else None
             pixels = Moments(file["pixels_mu"], file["pixels_sigma"])
             return cls(int(file["num"]), pixels, pool, file["kept"])
