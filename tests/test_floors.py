@@ -15,7 +15,7 @@ FLOORS = [
     {"models", "denoisers", "state", "optim"},
     {"methods"},
     {"step", "processes"},
-    {"data", "metrics", "checkpoint", "writers", "interrupt"},
+    {"data", "prepare", "metrics", "checkpoint", "writers", "interrupt"},
     {"config", "recipes", "setup", "evaluate", "report", "loop"},
     {"train"},
     {"main"},

@@ -1,0 +1,169 @@
+"""Pictures that are read and decoded as they are needed, through Grain."""
+
+import atexit
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Protocol
+
+import grain.python as grain
+import numpy as np
+from absl import flags
+
+from pd_jax.data import Dataset, to_float
+from pd_jax.data._images import Unreadable, decode
+
+BUFFERED = 2  # batches that every reading process holds ready, beside those it works on
+
+_OPEN: weakref.WeakSet = weakref.WeakSet()  # batches that were not closed
+
+
+class Source(Protocol):
+    """Records by number. It is pickled for worker processes, and `str` names it.
+
+    A record is {"image": an encoded picture, or uint8 [H, W, C] as it shall be,
+    "label": int (if any)}.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> dict: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records(Dataset):
+    """A source's pictures, cropped to their central square and resized.
+
+    Attributes:
+      source: the records.
+      shape: (size, size, channels).
+      num_classes: one more than the largest label; 0 without labels.
+      flip: mirrors half of the training images left to right.
+      label_names: the classes' names, where they have any.
+    """
+
+    source: Source
+    shape: tuple[int, int, int]
+    num_classes: int = 0
+    flip: bool = False
+    label_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> dict:
+        """{"image": uint8 of `shape`, "label": int32 (if any)}.
+
+        Raises:
+          ValueError: for a record that does not decode, naming it.
+        """
+        record = self.source[row]
+        image = record["image"]
+        if isinstance(image, bytes):
+            try:
+                image = decode(image, self.shape[0], self.shape[-1])
+            except Unreadable as error:
+                raise ValueError(
+                    f"{self.source}: record {row} does not decode ({error})"
+                ) from error
+        if not self.num_classes:
+            return {"image": image}
+        return {"image": image, "label": np.int32(record["label"])}
+
+    def take(self, rows: np.ndarray) -> dict:
+        """The examples of these rows as a batch."""
+        with futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+            examples = list(threads.map(self.__getitem__, map(int, rows)))
+        batch = {key: np.stack([e[key] for e in examples]) for key in examples[0]}
+        return {**batch, "image": to_float(batch["image"])}
+
+    def draw_labels(self, rng: np.random.Generator, num: int) -> np.ndarray | None:
+        """Labels [num] int32 of records drawn at random; None without labels."""
+        if not self.num_classes:
+            return None
+        rows = rng.integers(len(self), size=num)
+        return np.array([self.source[int(row)]["label"] for row in rows], np.int32)
+
+    def batches(
+        self,
+        first: int,
+        size: int,
+        seed: tuple[int, ...],
+        part: tuple[int, int] = (0, 1),
+        workers: int = 0,
+    ) -> Iterator[dict]:
+        """Endless batches for training; see `Dataset.batches`.
+
+        Worker processes import this package but leave accelerators alone; they end with
+        the iterator, or with this process. Without any, threads read and decode.
+        """
+        if not flags.FLAGS.is_parsed():  # a program without flags; Grain asks for some
+            flags.FLAGS.mark_as_parsed()
+        index, count = part
+        order, flips = (
+            int(s.generate_state(1)[0]) for s in np.random.SeedSequence(seed).spawn(2)
+        )
+        # A place in the order is an index of `examples`, so that where to start, and
+        # which part to take, are slices.
+        examples = grain.MapDataset.source(self).shuffle(seed=order).repeat()
+        if self.flip:
+            examples = examples.random_map(_flip, seed=flips)
+        endless = examples[first : first + 2**53]
+        mine = endless.batch(size // count)[index::count]
+        threads = 2 if workers else min(os.cpu_count() or 1, 16)
+        loader = mine.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        ).mp_prefetch(
+            grain.MultiprocessingOptions(workers, per_worker_buffer_size=BUFFERED),
+            worker_init_fn=_start_worker,
+        )
+        batches = _each(loader)
+        _OPEN.add(batches)
+        return batches
+
+
+def _each(loader: grain.IterDataset) -> Iterator[dict]:
+    with contextlib.closing(iter(loader)) as batches:
+        yield from map(_own, batches)
+
+
+@atexit.register
+def _close() -> None:
+    """Closes what was left open, while there is an interpreter to do it."""
+    for batches in list(_OPEN):
+        with contextlib.suppress(ValueError):  # another thread is waiting for one
+            batches.close()
+
+
+def _own(batch: dict) -> dict:
+    """A batch in this process's memory: a worker's lies in memory shared with it."""
+    copy = {key: np.array(value) for key, value in batch.items()}
+    return {**copy, "image": to_float(copy["image"])}
+
+
+def _flip(example: dict, rng: np.random.Generator) -> dict:
+    if rng.random() < 0.5:
+        return {**example, "image": example["image"][:, ::-1]}
+    return example
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Makes a worker process end when its parent does, and not before."""
+    del index, count
+    # These reach a whole group of processes: the parent decides what follows.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
