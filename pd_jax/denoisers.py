@@ -6,30 +6,46 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pd_jax import names
+from pd_jax import conventions
 from pd_jax.arcs import Denoiser
-from pd_jax.diffusion import OUTPUTS, predict
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network and the meaning of its output.
+    """A network and the meaning of what goes in and comes out.
 
     Attributes:
       network: raw outputs (`pd_jax.models`).
-      output: "x", "eps", "v" or "both".
+      output: "x", "eps", "v" or "both", or another convention of `pd_jax.conventions`.
     """
 
     network: nn.Module
     output: str
 
     def __post_init__(self):
-        names.check(self.output, OUTPUTS, "output kind")
+        conventions.get(self.output)
 
     def init(self, key: jax.Array, shape: tuple[int, ...]) -> dict:
         """Fresh weights for examples of `shape` (without the batch axis)."""
-        z, ones = jnp.zeros((1, *shape)), jnp.ones((1,), jnp.int32)
-        return self.network.init(key, z, jnp.zeros((1,)), 0 * ones)["params"]
+        convention = conventions.get(self.output)
+        given, level = convention.inputs(jnp.zeros((1, *shape)), jnp.zeros((1,)))
+        label = jnp.zeros((1,), jnp.int32)
+        return self.network.init(key, given, level, label)["params"]
+
+    def raw(
+        self,
+        params: dict,
+        given: jax.Array,
+        level: jax.Array,
+        label: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The network's output for the inputs of its own convention."""
+        train = dropout_key is not None
+        rngs = {"dropout": dropout_key} if train else None
+        return self.network.apply(
+            {"params": params}, given, level, label, train=train, rngs=rngs
+        )
 
     def denoiser(
         self,
@@ -44,13 +60,8 @@ class Model:
           label: [B] int32, for a class-conditional network.
           dropout_key: trains with dropout where given.
         """
-        train = dropout_key is not None
-        rngs = {"dropout": dropout_key} if train else None
 
-        def denoise(z, logsnr):
-            out = self.network.apply(
-                {"params": params}, z, logsnr, label, train=train, rngs=rngs
-            )
-            return predict(out, z, logsnr, self.output)
+        def network(params, given, level, label):
+            return self.raw(params, given, level, label, dropout_key)
 
-        return denoise
+        return conventions.adapt(network, self.output)(params, label)

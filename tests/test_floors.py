@@ -11,12 +11,29 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "pd_jax"
 
 FLOORS = [
     {"__init__", "names"},
-    {"schedules", "diffusion", "arcs", "samplers", "ladder", "analytic"},
+    {
+        "schedules",
+        "diffusion",
+        "arcs",
+        "samplers",
+        "ladder",
+        "analytic",
+        "conventions",
+    },
     {"models", "denoisers", "state", "optim"},
     {"methods"},
     {"step", "processes"},
     {"data", "prepare", "metrics", "checkpoint", "writers", "interrupt"},
-    {"config", "recipes", "setup", "evaluate", "report", "loop"},
+    {
+        "config",
+        "recipes",
+        "setup",
+        "evaluate",
+        "report",
+        "loop",
+        "readings",
+        "preflight",
+    },
     {"train"},
     {"main"},
 ]
@@ -24,6 +41,7 @@ NEIGHBOURS = {
     "arcs": {"schedules", "diffusion"},
     "samplers": {"schedules", "diffusion", "arcs"},
     "analytic": {"diffusion", "arcs"},
+    "conventions": {"diffusion", "arcs"},
     "optim": {"state"},
     "denoisers": {"models"},
     "recipes": {"config"},
@@ -31,6 +49,7 @@ NEIGHBOURS = {
     "evaluate": {"setup"},
     "report": {"setup", "evaluate"},
     "loop": {"setup"},
+    "preflight": {"readings"},
 }
 MATHS_LIBRARIES = {"jax", "numpy", "pd_jax"}
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
