@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from pd_jax import (
+    conventions,
     data,
     diffusion,
     ladder,
@@ -182,7 +183,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
     """Raises ValueError for the first value that cannot work, naming its key."""
     names.check(config.data.name, data.known(), "data.name")
     names.check(config.model.name, models.known(), "model.name")
-    names.check(config.model.output, diffusion.OUTPUTS, "model.output")
+    names.check(config.model.output, conventions.CONVENTIONS, "model.output")
     names.check(config.schedule.name, schedules.SCHEDULES, "schedule.name")
     samplers.parse(config.eval.sampler)
     for key in ("seed", "eval.seed"):

@@ -29,6 +29,7 @@ from pd_jax.readings import (
 )
 from pd_jax.samplers import sample
 from pd_jax.schedules import Schedule
+from pd_jax.setup import Setup
 
 NUM_LEVELS = 6  # spread over this range of logsnr, as far as the schedule has it, and
 LEVELS = (-5.0, 4.0)  # counted from where the data's variance equals the noise's
@@ -40,6 +41,42 @@ MAX_CLASSES = 32  # up to which each class is tried with every label, once in do
 # first updates on, no other reading below 1.25 with a score under 0.96 times their own
 # (MLPs on digits in two ranges: outputs v, x, eps and both, with labels and without).
 GOOD, BETTER, WORST = 1.05, 0.8, 2.0
+
+NUM_EXAMPLES = 256  # of a run's data
+MANY_STEPS = 64  # from which on a student still denoises as its teacher does
+
+
+def try_teacher(setup: Setup) -> None:
+    """Says how well a teacher that was not trained here denoises the data.
+
+    Not one that is a student of few steps, which is no denoiser any more.
+
+    Raises:
+      Refused: where it is not what the config says.
+    """
+    few = 0 < setup.teacher_steps < MANY_STEPS
+    if setup.released is None or few or not setup.config.run.preflight:
+        return
+    num = min(NUM_EXAMPLES, len(setup.dataset))
+    rows = np.linspace(0, len(setup.dataset) - 1, num).astype(np.int64)
+    batch = setup.dataset.take(rows)
+    if getattr(setup.model.network, "num_classes", 0) < 2:
+        batch.pop("label", None)
+    found = check(
+        setup.model.raw,
+        jax.device_put(setup.released),
+        setup.model.output,
+        setup.schedule,
+        batch,
+        jax.random.key(setup.config.seed),
+        clip=setup.config.eval.clip,
+    )
+    print(
+        f"preflight: the teacher's error is {found['score']:.2f} of a Gaussian "
+        f"guess's; read in other ways, {found['next_best']:.2f} or more"
+    )
+    for note in found["notes"]:
+        print(f"preflight: {note}")
 
 
 def check(
@@ -101,8 +138,14 @@ def check(
     labels, relabelled = other_labels(trial, convention, implied, keys[1])
     others += relabelled
     worse = _worse(claim, others)
-    if worse and labels and trial.label.max() < MAX_CLASSES:
-        worse = _worse(claim, [worse, best_labels(trial, convention)]) or worse
+    if worse and labels:
+        # Other labels are surely better for one that knows the data; random weights
+        # have no right ones.
+        unsure = [other._replace(sure=False) for other in others]
+        if trial.label.max() < MAX_CLASSES:
+            worse = _worse(claim, [*unsure, best_labels(trial, convention)])
+        elif claim.ratio.min() > GOOD:
+            worse = _worse(claim, unsure)
     if worse:
         raise Refused(_say(trial, claim, worse))
     notes = _notes(trial, claim, labels, output)
@@ -175,16 +218,16 @@ def _say(trial, claim: Reading, other: Alternative) -> str:
 
 
 def _notes(trial, claim: Reading, labels: dict, output: str) -> list[str]:
-    """What looks poor; Refused where nothing was learnt at all."""
+    """What looks poor."""
+    notes = []
     possible = trial.yardstick() < 0.5 * np.mean(trial.variance)
     if possible.any() and claim.left.min() >= 1.0:
-        raise Refused(
+        notes.append(
             f'the teacher read as "{output}" is at every noise level worse than the '
             f"data's mean (errors of {claim.left.min():.3g} to {claim.left.max():.3g} "
             "times the data's variance), and no other reading fits: are these its "
             "weights, and do model.output, the data's range and the labels fit them?"
         )
-    notes = []
     if claim.score > 1.5:
         notes.append(
             f"the teacher is poor: {claim.score:.3g} times the error of a Gaussian "

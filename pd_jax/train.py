@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, processes, report
+from pd_jax import __version__, preflight, processes, report
 from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.evaluate import Evaluation, rows
@@ -61,6 +61,8 @@ def run(
         print(f"{workdir}: everything is done already, nothing to do")
         print(report.table(finished["rows"]))
         return finished
+    if processes.agree(lambda: not (workdir / "config.json").exists()):
+        preflight.try_teacher(setup)
     with contextlib.ExitStack() as held:
         processes.agree(lambda: _begin(workdir, config, held))
         return _Run(setup, workdir, name, began).all()

@@ -3,13 +3,15 @@
 import itertools
 import multiprocessing
 import os
+import pathlib
 import pickle
+import runpy
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pd_jax import data
+from pd_jax import data, train
 from pd_jax.data import _folder_cache, image_folder
 from pd_jax.data._records import Records
 
@@ -263,3 +265,26 @@ def test_wrong_use(mixed, load, tmp_path):
     for path, options, says in cases:
         with pytest.raises(ValueError, match=says):
             load(path, **options)
+
+
+@pytest.mark.slow
+def test_two_hundred_pictures_are_distilled(tmp_path, capsys):
+    for i in range(198):
+        pixels = noise(i, 20 + i % 7, 24, 3) // 2
+        pixels[4 : 4 + i % 9, 4:12] = 255
+        save(tmp_path / "mine" / f"{i:03}.jpg", Image.fromarray(pixels))
+    save(tmp_path / "mine" / "grey.png", Image.fromarray(noise(1, 30, 20)))
+    (tmp_path / "mine" / "broken.jpg").write_bytes(b"\xff\xd8\xff" + b"\0" * 400)
+    path = pathlib.Path(__file__).parents[1] / "configs" / "image_folder.py"
+    config = runpy.run_path(str(path))["get_config"]("smoke")
+    config.data.path = str(tmp_path / "mine")
+    config.data.cache = str(tmp_path / "cache")
+    report = train.run(config, tmp_path / "run", "mine")
+    printed, warned = capsys.readouterr()
+    assert "broken.jpg" in warned
+    assert "grey.png" not in warned
+    assert "199 examples of shape (16, 16, 3)" in printed
+    assert {"teacher", "student"} == {row["model"] for row in report["rows"]}
+    assert "199 training examples" in report["protocol"]["frechet_pixels"]
+    with Image.open(tmp_path / "run" / "samples" / "student_1.png") as grid:
+        assert grid.mode == "RGB"

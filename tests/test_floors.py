@@ -49,7 +49,7 @@ NEIGHBOURS = {
     "evaluate": {"setup"},
     "report": {"setup", "evaluate"},
     "loop": {"setup"},
-    "preflight": {"readings"},
+    "preflight": {"readings", "setup"},
 }
 MATHS_LIBRARIES = {"jax", "numpy", "pd_jax"}
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -170,11 +170,18 @@ def poor(params, y, level, label):
     return 0.7 * raw + 0.1 * jnp.cos(7.0 * y)
 
 
-def test_a_poor_teacher_is_noted_and_an_empty_one_refused():
+def anything(params, y, level, label):
+    """What random weights make of their input and label."""
+    return 3.0 * jnp.cos(9.0 * y + label[:, None, None, None] + level.mean())
+
+
+def test_a_poor_teacher_and_random_weights_are_noted():
     found = check_on(IMAGE_DATA, poor, "eps")
     assert any("poor" in note for note in found["notes"])
-    says = refusal(IMAGE_DATA, lambda p, y, level, label: 0.0 * y, "x")
-    assert "worse than the data's mean" in says
+    found = check_on(IMAGE_DATA, lambda p, y, level, label: 0.0 * y, "x")
+    assert any("worse than the data's mean" in note for note in found["notes"])
+    for output in ("x", "v"):  # nothing can be said of labels either
+        assert check_on(LABELLED, anything, output)["score"] > 1.5
     says = refusal(IMAGE_DATA, lambda p, y, level, label: jnp.nan * y, "v")
     assert "are these its weights" in says
 
@@ -218,7 +225,7 @@ def test_trained_networks(output, classes, cosine):
     digits = data.get("digits")
 
     def batch(first, size, seed):
-        found = digits.batch(first, size, seed)
+        found = next(digits.batches(first, size, seed))
         return found if classes else {"image": found["image"]}
 
     net = models.get("mlp", width=128, num_blocks=2, num_classes=classes)

@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import runpy
 
 import flax.serialization
 import jax
@@ -12,7 +13,7 @@ from pd_jax import models, train
 from pd_jax.checkpoint import load_released
 from pd_jax.config import default
 from pd_jax.denoisers import Model
-from tests.test_unet import shapes
+from tests.test_unet import RELEASED, leaves, shapes
 
 FIELDS = dict(ch=32, emb_ch=64, ch_mult=(1, 1), attn_resolutions=(4,))
 LIKE = shapes(models.get("unet", **FIELDS), 8)
@@ -173,3 +174,15 @@ def test_a_released_student_decides_where_the_ladder_starts(tmp_path):
     with pytest.raises(ValueError, match="student of 3 steps"):
         train.run(config, tmp_path / "other", "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_the_released_cifar_network_fits_its_config():
+    root = pathlib.Path(__file__).parents[1]
+    config = runpy.run_path(str(root / "configs" / "cifar10.py"))["get_config"]()
+    fields = {k: v for k, v in config.model.items() if k not in ("name", "output")}
+    found = leaves(shapes(models.get("unet", **fields), 32))
+    released = leaves(shapes(models.get("unet", **RELEASED["cifar"]["fields"]), 32))
+    assert {k: a.shape for k, a in found.items()} == {
+        k: a.shape for k, a in released.items()
+    }
+    assert config.model.output == "x"

@@ -1,0 +1,80 @@
+"""Every shipped config: that it is sound, lowers for accelerators, and runs whole."""
+
+import json
+import pathlib
+import runpy
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pd_jax import config as configs
+from pd_jax import train
+from pd_jax.evaluate import Evaluation
+from pd_jax.setup import build
+
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+def get(name, variant=""):
+    return runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"](variant)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_values_make_sense_and_its_docstring_tells_what_to_expect(name):
+    for variant in ("", "smoke"):
+        config = get(name, variant)
+        configs.check(config, 4)
+        assert config.is_locked
+    with pytest.raises(ValueError, match='Did you mean "smoke"'):
+        get(name, "smok")
+    module = runpy.run_path(str(FOLDER / f"{name}.py"))
+    assert f"--config=configs/{name}.py" in module["__doc__"]
+    assert "hours" in module["__doc__"] or "minutes" in module["__doc__"]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet64", "lsun_bedroom128"])
+def test_the_papers_ladders(name):
+    config = get(name)
+    stages = configs.student_stages(config)
+    assert stages[0].num_steps == config.ladder.start // 2
+    assert [s.updates for s in stages[-3:]] == [50_000, 100_000, 100_000]
+    assert configs.differences(config.to_dict(), get(name, "improved").to_dict()) == [
+        "ladder.ema: 0.0 -> 0.9995"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_its_step_and_sampler_lower_for_accelerators(name, tmp_path):
+    setup = build(get(name, "smoke"))
+    for training in setup.trainings:
+        stage = training.stages[0]
+        state = jax.eval_shape(
+            lambda w, t=training, s=stage: t.method.start(w, s), setup.shapes
+        )
+        place = jnp.arange(training.batch)
+        batch = training.step.share(setup.dataset.take(place))
+        traced = training.step.trace(state, batch, training.key)
+        for platform in ("tpu", "cuda"):
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+            assert "all_reduce" in text
+    evaluation = Evaluation(setup, tmp_path)
+    for platform in ("tpu", "cuda"):
+        text = evaluation.trace().lower(lowering_platforms=(platform,)).as_text()
+        assert "while" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_its_miniature_runs_from_teacher_to_report(name, tmp_path):
+    config = get(name, "smoke")
+    began = time.monotonic()
+    report = train.run(config, tmp_path / "run", f"{name}:smoke")
+    assert time.monotonic() - began < 180
+    assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
+    models = {row["model"] for row in report["rows"]}
+    assert models == {"teacher", "student"}
+    assert max(report["traces"].values()) == 1
