@@ -34,7 +34,6 @@ from pd_jax.setup import Setup
 NUM_LEVELS = 6  # spread over this range of logsnr, as far as the schedule has it, and
 LEVELS = (-5.0, 4.0)  # counted from where the data's variance equals the noise's
 SAMPLE_STEPS = (8, 32)
-NUM_SAMPLES = 32
 MAX_CLASSES = 32  # up to which each class is tried with every label, once in doubt
 # Another reading refuses the claim when its score is below both GOOD and BETTER times
 # the claim's, with no level's ratio above WORST. Networks read rightly had, from their
@@ -42,7 +41,9 @@ MAX_CLASSES = 32  # up to which each class is tried with every label, once in do
 # (MLPs on digits in two ranges: outputs v, x, eps and both, with labels and without).
 GOOD, BETTER, WORST = 1.05, 0.8, 2.0
 
-NUM_EXAMPLES = 256  # of a run's data
+NUM_EXAMPLES = 256  # of a run's data; fewer where the ladder is a short one
+LEAST_EXAMPLES = 32
+COST = 22  # network evaluations per example, samples included
 MANY_STEPS = 64  # from which on a student still denoises as its teacher does
 
 
@@ -57,7 +58,13 @@ def try_teacher(setup: Setup) -> None:
     few = 0 < setup.teacher_steps < MANY_STEPS
     if setup.released is None or few or not setup.config.run.preflight:
         return
-    num = min(NUM_EXAMPLES, len(setup.dataset))
+    ladder = setup.trainings[-1]
+    updates = sum(stage.updates for stage in ladder.stages)
+    allowed = updates * ladder.batch * ladder.method.forwards // (2 * COST)
+    num = min(NUM_EXAMPLES, allowed, len(setup.dataset))
+    if num < LEAST_EXAMPLES:
+        print("preflight: left out; it would take as long as so short a ladder")
+        return
     rows = np.linspace(0, len(setup.dataset) - 1, num).astype(np.int64)
     batch = setup.dataset.take(rows)
     if getattr(setup.model.network, "num_classes", 0) < 2:
@@ -69,6 +76,7 @@ def try_teacher(setup: Setup) -> None:
         setup.schedule,
         batch,
         jax.random.key(setup.config.seed),
+        num_samples=num // 8,
         clip=setup.config.eval.clip,
     )
     print(
@@ -88,12 +96,13 @@ def check(
     key: jax.Array,
     *,
     batch_size: int = 64,
+    num_samples: int = 32,
     clip: bool = True,
 ) -> dict:
     """Checks on data that a teacher is what its config says.
 
-    Costs at most 17 network evaluations per example of the batch and 1280 for samples;
-    as many again per class (up to 32) where labels look wrong.
+    Costs at most 17 network evaluations per example of the batch and 40 per sample; one
+    more per example and class (up to 32) where labels look wrong.
 
     Args:
       network: (params, input, level, label) -> raw output, `Model.raw` or a function
@@ -105,6 +114,7 @@ def check(
         hundred examples.
       key: of the noise.
       batch_size: examples per network call; the last n modulo batch_size are left out.
+      num_samples: samples of each of the step counts.
       clip: whether samples' predictions are clipped to [-1, 1] (eval.clip).
 
     Returns:
@@ -152,7 +162,9 @@ def check(
     start = float(schedule(1.0))
     notes += _start(call, params, batch, start, keys[2], size, output)
     denoise = conventions.adapt(network, output)
-    samples = _samples(denoise, params, schedule, batch, keys[3], clip)
+    few = {name: a[:num_samples] for name, a in batch.items()}
+    samples = _samples(denoise, params, schedule, few, keys[3], clip)
+    samples["data"] = _summary(batch["image"])
     notes += _sample_notes(samples)
 
     def by_level(values):
@@ -260,10 +272,9 @@ def _start(call, params, batch, logsnr, key, size, output) -> list[str]:
 
 
 def _samples(denoise, params, schedule, batch, key, clip) -> dict:
-    """Mean, standard deviation and range of samples with a few and more steps."""
-    x, label = batch["image"][:NUM_SAMPLES], batch.get("label")
-    z = jax.random.normal(key, x.shape)
-    label = None if label is None else jnp.asarray(label[:NUM_SAMPLES])
+    """Mean, standard deviation and range of samples, as many as the batch has."""
+    z = jax.random.normal(key, batch["image"].shape)
+    label = batch.get("label")
 
     @jax.jit
     def draw(params, z, label, num_steps):
@@ -278,7 +289,6 @@ def _samples(denoise, params, schedule, batch, key, clip) -> dict:
                 "weights whole, and is schedule.* within the levels that it knows?"
             )
         figures[str(num_steps)] = _summary(found)
-    figures["data"] = _summary(batch["image"])
     return figures
 
 
