@@ -3,6 +3,11 @@
     python -m pd_jax.main --config=configs/digits.py[:VARIANT]
         [--workdir=DIR] [--mode=run] [--config.KEY=VALUE ...]
         [--distributed=auto]
+    python -m pd_jax.main --config=configs/digits.py --mode=estimate [--chip=v5e]
+        [--num_chips=8] [--utilisation=0.4] [--compile]
+
+Mode `run` does whatever a run still lacks; `estimate` says what one would take, without
+the data, and writes nothing.
 
 Exit codes: 0 done; 1 a file that cannot be read or written, or training that diverged;
 2 a mistake in what was given; 128 + N stopped by signal N.
@@ -29,6 +34,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, _stop_at_once)
 
 import contextlib
+import gc
 import logging
 import pathlib
 import re
@@ -40,7 +46,7 @@ from ml_collections import config_flags
 from pd_jax import config, names
 from pd_jax.names import Refused
 
-MODES = ("run",)
+MODES = ("run", "estimate")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with an optional variant: configs/digits.py:smoke"
@@ -50,6 +56,11 @@ DISTRIBUTED = flags.DEFINE_string(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME")
 MODE = flags.DEFINE_string("mode", "run", f"One of: {', '.join(MODES)}")
+# What an estimate is for; a run uses the machine that it is on.
+CHIP = flags.DEFINE_string("chip", "v5e", "Accelerator to estimate for")
+NUM_CHIPS = flags.DEFINE_integer("num_chips", 8, "How many share the batch")
+UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Share of the chips' peak reached")
+COMPILE = flags.DEFINE_bool("compile", False, "Ask the compiler for the step's memory")
 
 
 def _load(given: str) -> dict:
@@ -105,6 +116,22 @@ def _parse(argv: list[str]) -> None:
         raise Refused(f"unexpected argument {rest[1]}: flags are --name=value")
 
 
+def _estimate(name: str) -> None:
+    """Mode `estimate`."""
+    import jax
+
+    from pd_jax import estimate
+
+    if not COMPILE.value:  # tracing needs no accelerator, which a run may hold
+        jax.config.update("jax_platforms", "cpu")
+    chips = CHIP.value, NUM_CHIPS.value, UTILISATION.value
+    gc.disable()  # tracing makes objects by the million: a third of its time otherwise
+    try:
+        estimate.run(CONFIG.value, name, *chips, COMPILE.value)
+    finally:
+        gc.enable()
+
+
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     from pd_jax import processes, train
@@ -128,6 +155,9 @@ def main(argv: list[str]) -> int:
             raise Refused("--workdir= is empty: give a folder, or leave the flag out")
         workdir = WORKDIR.value or os.path.join("runs", folder)
         name = f"{name}:{variant}" if variant else name
+        if MODE.value == "estimate":
+            _estimate(name)
+            return 0
         try:
             processes.join(DISTRIBUTED.value)
         except ValueError as error:

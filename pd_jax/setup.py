@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from pd_jax import config as configs
 from pd_jax import data, methods, models, schedules
 from pd_jax.checkpoint import load_released
-from pd_jax.data import Dataset
+from pd_jax.data import Dataset, Description
 from pd_jax.denoisers import Model
 from pd_jax.ladder import Stage
 from pd_jax.metrics import inception, load_statistics
@@ -46,14 +46,15 @@ class Setup:
 
     Attributes:
       config: the config.
-      dataset, schedule, model: what is learnt from, on which levels, with what.
+      dataset, schedule, model: what is learnt from, on which levels, with what; of a
+        `sketch`, the data set is a `Description`.
       trainings: the teacher's (unless it is exact or released) and the ladder's.
       released: a released teacher's weights, on the host; or None.
       teacher_steps: sampling steps that the teacher was made for; 0 for any.
     """
 
     config: ConfigDict
-    dataset: Dataset
+    dataset: Dataset | Description
     schedule: Schedule
     model: Model
     trainings: list[Training]
@@ -73,7 +74,7 @@ class Setup:
         return jax.jit(self.model.init, static_argnums=1)(key, self.dataset.shape)
 
 
-def _shapes(model: Model, dataset: Dataset) -> dict:
+def _shapes(model: Model, dataset: Dataset | Description) -> dict:
     return jax.eval_shape(lambda key: model.init(key, dataset.shape), jax.random.key(0))
 
 
@@ -82,7 +83,7 @@ def _descent(section: ConfigDict) -> Descent:
     return Descent(**{k: v for k, v in section.items() if k in fields})
 
 
-def _model(config: ConfigDict, dataset: Dataset) -> Model:
+def _model(config: ConfigDict, dataset: Dataset | Description) -> Model:
     fields = config.model.to_dict()
     name, output = fields.pop("name"), fields.pop("output")
     channels = dataset.shape[-1]
@@ -90,6 +91,8 @@ def _model(config: ConfigDict, dataset: Dataset) -> Model:
         name, **fields, out_ch=2 * channels if output == "both" else channels
     )
     classes = fields.get("num_classes", 0)
+    if dataset.num_classes is None:
+        return Model(network, output)
     if classes > 1 and not dataset.num_classes:
         raise ValueError(
             f'model.num_classes={classes}, but data "{config.data.name}" has no '
@@ -112,11 +115,6 @@ def _check_data(config: ConfigDict, dataset: Dataset) -> None:
                 f'data "{name}" has {len(found)} {what}: at least 2 are needed, to '
                 "compare samples with"
             )
-    if config.teacher.exact and dataset.denoise is None:
-        raise ValueError(
-            f'teacher.exact=True, but no exact denoiser of data "{name}" is known: '
-            "train a teacher (teacher.exact=False)"
-        )
     ev = config.eval
     if ev.statistics and not ev.inception:
         raise ValueError(
@@ -151,14 +149,47 @@ def build(config: ConfigDict) -> Setup:
     options = config.data.to_dict()
     dataset = data.get(options.pop("name"), **options)
     _check_data(config, dataset)
-    options = config.schedule.to_dict()
-    schedule = schedules.get(options.pop("name"), **options)
     model = _model(config, dataset)
     shapes = _shapes(model, dataset)
     released, steps = None, 0
     if config.teacher.released:
         released, steps = load_released(config.teacher.released, shapes)
-        steps = steps or 0
+    return _assemble(config, dataset, model, released, steps or 0, devices)
+
+
+def sketch(config: ConfigDict, num_devices: int) -> Setup:
+    """As `build` for devices that need not be here, to trace on shapes alone.
+
+    Of the data only the description is asked for; no released teacher and no
+    evaluation network is read, so a released teacher counts as one of any steps. The
+    steps are of one device of this machine, to be given one device's part of a batch.
+
+    Raises:
+      ValueError: for what cannot work, naming the config key.
+    """
+    configs.check(config, num_devices)
+    options = config.data.to_dict()
+    described = data.describe(options.pop("name"), **options)
+    model = _model(config, described)
+    return _assemble(config, described, model, None, 0, jax.local_devices()[:1])
+
+
+def _assemble(
+    config: ConfigDict,
+    dataset: Dataset | Description,
+    model: Model,
+    released: dict | None,
+    steps: int,
+    devices: list[jax.Device],
+) -> Setup:
+    """The rest of a setup; released weights are for `steps` steps, or 0 for any."""
+    if config.teacher.exact and dataset.denoise is None:
+        raise ValueError(
+            f'teacher.exact=True, but no exact denoiser of data "{config.data.name}" '
+            "is known: train a teacher (teacher.exact=False)"
+        )
+    options = config.schedule.to_dict()
+    schedule = schedules.get(options.pop("name"), **options)
 
     # One base key for every purpose, folded and never stored.
     root = jax.random.key(config.seed)

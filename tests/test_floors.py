@@ -33,6 +33,8 @@ FLOORS = [
         "loop",
         "readings",
         "preflight",
+        "costs",
+        "estimate",
     },
     {"train"},
     {"main"},
@@ -50,6 +52,8 @@ NEIGHBOURS = {
     "report": {"setup", "evaluate"},
     "loop": {"setup"},
     "preflight": {"readings", "setup"},
+    "costs": {"setup", "evaluate"},
+    "estimate": {"setup", "costs"},
 }
 MATHS_LIBRARIES = {"jax", "numpy", "pd_jax"}
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -2,7 +2,8 @@
 
 A data set's file defines `load(**options) -> Dataset`. Each option is a config key,
 with its default. `Dataset` says what the rest of the project asks of any; most are
-`InMemory`.
+`InMemory`. Where options alone tell the examples' shape, a file may also define
+`describe`, with the same options: see `Description`.
 """
 
 import abc
@@ -11,11 +12,28 @@ import functools
 import inspect
 import sys
 from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 
 from pd_jax import names
 from pd_jax.arcs import Denoiser
+
+
+class Description(NamedTuple):
+    """A data set without its examples.
+
+    Attributes:
+      shape: shape of one example.
+      num_classes: one more than the largest label; 0 without labels, None where only
+        the data could tell.
+      denoise: the exact denoiser of the distribution, where there is one.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int | None = 0
+    denoise: Denoiser | None = None
 
 
 class Dataset(abc.ABC):
@@ -181,13 +199,13 @@ def known() -> list[str]:
     return names.members(sys.modules[__name__])
 
 
-def _load(name: str):
-    return names.member(sys.modules[__name__], name, "data set").load
+def _module(name: str) -> ModuleType:
+    return names.member(sys.modules[__name__], name, "data set")
 
 
 def options(name: str) -> dict:
     """A data set's options with their defaults."""
-    parameters = inspect.signature(_load(name)).parameters.values()
+    parameters = inspect.signature(_module(name).load).parameters.values()
     return {p.name: p.default for p in parameters}
 
 
@@ -200,4 +218,19 @@ def get(name: str, **kw) -> Dataset:
     """
     for key in kw:
         names.check(key, options(name), f'option of data set "{name}"')
-    return _load(name)(**kw)
+    return _module(name).load(**kw)
+
+
+def describe(name: str, **kw) -> Description:
+    """Describes the data set called `name`, by its `describe` if that knows, else by
+    loading it.
+
+    Raises:
+      ValueError: as for `get`.
+    """
+    known_by = getattr(_module(name), "describe", None)
+    found = known_by(**kw) if known_by else None
+    if found is not None:
+        return Description(*found)
+    dataset = get(name, **kw)
+    return Description(dataset.shape, dataset.num_classes, dataset.denoise)

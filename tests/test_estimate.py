@@ -1,0 +1,379 @@
+"""What a run takes, counted on shapes, against hand counts and real arrays."""
+
+import pathlib
+import runpy
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl import flags
+
+from pd_jax import config as configs
+from pd_jax import costs, data, estimate, main
+from pd_jax.data import digits
+from pd_jax.ladder import Stage
+from pd_jax.setup import sketch
+
+ROOT = pathlib.Path(__file__).parents[1]
+QUICK = ("digits", "mixture2d")  # no U-Net, whose tracing takes ten seconds
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def small(**changes):
+    """An MLP on 8x8 images that can be counted by hand, and a ladder of two stages."""
+    config = configs.default("digits", "mlp")
+    config.model.width = 8
+    config.model.num_blocks = 1
+    config.teacher.updates = 600
+    config.teacher.ema = 0.99
+    config.ladder.start = 4
+    config.ladder.updates = (500, 1000)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def counted(config, num_devices=1):
+    return costs.count(sketch(config, num_devices), num_devices)
+
+
+# Published: Salimans & Ho 2022, appendix E; GFLOP of the reference implementation.
+RELEASED = {
+    "cifar10": (32, "x", 60.0, 34.1, dict(ch=256, emb_ch=1024, ch_mult=(1, 1, 1))),
+    "imagenet64": (64, "both", 295.9, 210.7, dict(ch=192, ch_mult=(1, 2, 3, 4))),
+    "lsun128": (128, "both", 139.6, 129.9, dict(ch=64, ch_mult=(1, 2, 4, 6, 8))),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10", "imagenet64", pytest.param("lsun128", marks=pytest.mark.slow)]
+)
+def test_released_networks_weigh_and_cost_what_was_published(name):
+    size, output, million_weights, gflop, fields = RELEASED[name]
+    config = configs.default("shapes", "unet")
+    config.data.size, config.data.num_images = size, 2
+    config.model.output = output
+    config.model.num_res_blocks = 3
+    wide = dict(emb_ch=768, attn_resolutions=(8, 16, 32), head_dim=64)
+    config.model.update(dict(attn_resolutions=(8, 16)) if name == "cifar10" else wide)
+    config.model.update(fields)
+    if name == "imagenet64":
+        config.data.num_images, config.data.num_classes = 10_000, 1000
+        config.data.size, size = 4, 64  # the labels of many, not the pixels
+        config.model.num_classes = 1000
+    config.teacher.updates = 1
+    config.ladder.start, config.ladder.updates = 2, (1,)
+    setup = sketch(config, 1)
+    setup.dataset = setup.dataset._replace(shape=(size, size, 3))
+    weights = setup.shapes
+    assert costs.num_bytes(weights) / 4e6 == pytest.approx(million_weights, rel=1e-3)
+    by_hand, by_xla = costs.forward_flops(setup, weights)
+    assert by_hand / 1e9 == pytest.approx(gflop, rel=0.01)
+    assert by_xla / 1e9 == pytest.approx(gflop, rel=0.01)
+
+
+CONVOLUTIONS = [
+    dict(window_strides=(1, 1), padding="SAME"),
+    dict(window_strides=(2, 2), padding="SAME"),
+    dict(window_strides=(2, 1), padding=[(0, 3), (2, 0)]),
+    dict(window_strides=(1, 1), padding=[(2, 1), (1, 1)], lhs_dilation=(2, 3)),
+    dict(window_strides=(1, 2), padding=[(-1, 2), (4, 4)], rhs_dilation=(2, 3)),
+    dict(window_strides=(1, 1), padding="SAME", feature_group_count=2),
+    dict(window_strides=(1, 1), padding="VALID", batch_group_count=2),
+]
+
+
+@pytest.mark.parametrize("how", CONVOLUTIONS, ids=str)
+def test_convolutions_cost_two_flop_a_product_that_meets_an_input(how):
+    # Of ones with ones, a convolution counts its own products.
+    channels = 4 // how.get("feature_group_count", 1)
+    x, kernel = jnp.ones((2, 6, 7, 4)), jnp.ones((3, 3, channels, 6))
+
+    def conv(x, kernel):
+        spec = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, dimension_numbers=spec, **how)
+
+    products = int(conv(x, kernel).sum())
+    assert costs.matmul_flops(jax.make_jaxpr(conv)(x, kernel).jaxpr) == 2 * products
+
+    def backward(x, kernel):
+        return jax.grad(lambda *a: jnp.sum(conv(*a) ** 2), (0, 1))(x, kernel)
+
+    # Each product comes back once for the input, once for the kernel.
+    assert costs.matmul_flops(jax.make_jaxpr(backward)(x, kernel).jaxpr) == 6 * products
+
+
+def test_loops_and_branches_count_as_often_as_they_run():
+    a, b = jnp.ones((5, 2, 3)), jnp.ones((5, 3, 4))
+    product = 2 * 5 * 2 * 3 * 4
+
+    def program(a, b):
+        def body(total, _):
+            return total + a @ b, None
+
+        total, _ = jax.lax.scan(body, jnp.zeros((5, 2, 4)), length=7)
+        branch = jax.lax.cond(a[0, 0, 0] > 0, lambda: a @ b, lambda: a @ b @ b.mT @ b)
+        return total + branch
+
+    found = costs.matmul_flops(jax.make_jaxpr(jax.jit(program))(a, b).jaxpr)
+    assert found == (7 + 2) * product + 2 * 5 * 2 * 4 * 3
+
+
+def test_residuals_of_two_layers():
+    x, y = jnp.ones((10, 3)), jnp.ones((10, 2))
+    params = jnp.ones((3, 7)), jnp.ones((2, 7))
+
+    def kept(params, x, y):
+        def loss(params):
+            hidden = jnp.sin(x @ params[0])
+            return jnp.mean((hidden @ params[1].T - y) ** 2)
+
+        return jax.tree.leaves(jax.vjp(loss, params)[1])
+
+    # The sines, for the second layer's weights; the cosines; the errors. Not x, which
+    # is the batch, nor the turned weights.
+    floats = 10 * 7 + 10 * 7 + 10 * 2
+    jaxpr = jax.make_jaxpr(kept)(params, x, y).jaxpr
+    assert costs.residual_bytes(jaxpr) == 4 * floats
+
+
+@pytest.fixture(scope="module")
+def found():
+    return counted(small(**{"eval.num_samples": 100, "eval.paired_samples": 80}), 4)
+
+
+def test_memory_to_the_byte(found):
+    teacher, ladder = found.trainings
+    num_weights = 2 * (8 * 8 + 8)  # embedding
+    num_weights += (8 * 16 + 16) + 2 * 8 + 2 * (8 * 8 + 8)  # block
+    num_weights += (64 * 8 + 8) + 2 * 8 + (8 * 64 + 64)  # in, norm, out
+    assert found.num_weights == num_weights
+    weights = 4 * num_weights
+    batch = 2 * 32 * (8 * 8 * 4 + 4)  # images and labels, one call ahead
+    parts = dict(weights=weights, optimiser=2 * weights + 4, gradients=weights)
+    parts |= {"averaged weights": weights, "teacher's weights": 0, "batch": batch}
+    assert teacher.memory == parts | {"activations": teacher.memory["activations"]}
+    parts |= {"averaged weights": 0, "teacher's weights": weights}
+    assert ladder.memory == parts | {"activations": ladder.memory["activations"]}
+    numbers = 4 * (1 + 4)  # the step, the stage's numbers
+    assert teacher.checkpoint == 4 * weights + 4 + numbers
+    assert ladder.checkpoint == 3 * weights + 4 + numbers
+    assert teacher.total == sum(teacher.memory.values())
+
+
+def test_the_folder(found):
+    teacher, ladder = found.trainings
+    # Checkpoints every 500 updates, two are kept: of 600, of 500 and of 1000 updates.
+    assert found.checkpoints == 2 * teacher.checkpoint + 3 * ladder.checkpoint
+    rows = 7 + 2
+    assert found.samples == (rows * 80 + 80) * 64 * 4
+    steps = (256 + 32 + 16 + 8 + 4 + 2 + 1) + (2 + 1)
+    assert found.evaluation == found.forward * (100 * steps + 80 * 1024)
+    updates = 600 * teacher.flops + 1500 * ladder.flops
+    assert found.flops == updates + found.evaluation
+
+
+def test_an_exact_teacher_costs_nothing_where_it_is_sampled():
+    config = configs.default("ring2d", "mlp")
+    config.teacher.exact = True
+    config.ladder.start, config.ladder.updates = 4, (10,)
+    config.eval.sampler = "heun"  # two evaluations a step
+    found = counted(config)
+    (ladder,) = found.trainings
+    assert found.evaluation == found.forward * 2 * 4000 * (2 + 1)
+    assert ladder.flops / ladder.batch == pytest.approx(5 * found.forward, rel=0.03)
+
+
+def test_parts_substeps_and_devices_scale_as_in_the_real_step():
+    wide = {"model.width": 64, "teacher.dropout": 0.1, "teacher.batch": 256}
+    parts = {"teacher.microbatches": 2, "ladder.microbatches": 2, "run.substeps": 10}
+    whole, setup = counted(small(**wide), 2), sketch(small(**wide, **parts), 2)
+    found = costs.count(setup, 2)
+    # Networks evaluated, a backward pass as two; inputs need no gradient of theirs.
+    spared = 2 * 64 * 64 + 2 * 64 * 64  # of the image's and the noise level's layers
+    shapes = setup.shapes
+    for before, cost, training in zip(
+        whole.trainings, found.trainings, setup.trainings
+    ):
+        passes = training.method.forwards
+        assert cost.flops == cost.batch * (passes * found.forward - spared)
+        stage = training.stages[0]
+        state = jax.eval_shape(
+            lambda w, t=training, s=stage: t.method.start(w, s), shapes
+        )
+        images = jax.ShapeDtypeStruct((1, 10, cost.batch // 2, 8, 8, 1), jnp.float32)
+        traced = training.step.trace(state, {"image": images}, training.key)
+        assert 10 * cost.flops == 2 * costs.matmul_flops(traced.jaxpr.jaxpr)
+        assert cost.flops == before.flops
+        assert cost.xla_flops == pytest.approx(before.xla_flops, rel=0.05)
+        assert cost.flops < before.xla_flops < 1.2 * cost.flops
+        halves = cost.memory["activations"] / before.memory["activations"]
+        assert halves == pytest.approx(0.5, rel=0.01)
+        assert cost.memory["gradients"] == 2 * cost.memory["weights"]
+        rest = cost.total - cost.memory["batch"] * 9 // 10
+        assert before.needs(before.at_once // 2, 2) == pytest.approx(rest, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_compiler_is_asked_about_the_real_step(capsys):
+    config = configs.default("ring2d", "mlp")
+    config.model.width, config.model.num_blocks = 8, 1
+    config.teacher.exact = True
+    config.ladder.start, config.ladder.updates = 2, (6,)
+    config.run.substeps = 3
+    estimate.run(config, "small", num_chips=2, compiled=True)
+    (cost,) = counted(config, 2).trainings
+    points, key = 3 * 64 * 2 * 4, 8
+    held = cost.checkpoint + cost.memory["teacher's weights"] + points + key
+    said = f"ladder, compiled for cpu: {held / 1e3:.4g} kB of state and batch + "
+    assert said in capsys.readouterr().out
+
+
+def made(activations, batch=1024, updates=3_600_000):
+    """Costs of one training of 98.5 TFLOP an update on 16 devices."""
+    memory = dict(weights=10**9, gradients=10**9, activations=activations)
+    stage = Stage("student_1", 0, 1, updates, 1e-3)
+    flops = 985 * 10**11
+    cost = costs.Cost("ladder", [stage], batch, 64, 1, flops, 1e14, memory, 3 * 10**9)
+    return costs.Costs(10**9 // 4, 10**9, 1e9, [cost], 0, 6 * 10**9, 0)
+
+
+def test_time_is_work_over_pace():
+    # Half of a v5e's peak is 98.5 TFLOP/s: a second an update.
+    lines = estimate.table("made", made(10**9), "v5e", 16, 0.5).splitlines()
+    (stage,) = (line.split() for line in lines if line.startswith("student_1"))
+    assert stage == ["student_1", "3,600,000", "3,686", "1,000", "2.6"]
+    (other,) = (line.split() for line in lines if line.startswith("v5p"))
+    assert other == ["v5p", "459", "429", "1.12", "95", "GB", "3%"]
+    assert "ladder: fits" in lines
+    assert max(map(len, lines)) <= 90
+
+
+def test_what_does_not_fit_says_which_keys_help():
+    said = estimate.table("made", made(64 * 10**9), "v5e", 16, 0.5)
+    assert "of 16 GB (v5e)" in said
+    # 64 images at once take 64 GB, beside 2 GB (3 GB in parts); 14.4 GB may be used.
+    assert "ladder: does not fit; one of" in said
+    assert "--config.ladder.microbatches=8: 11 GB" in said
+    assert "--num_chips=128: 10 GB" in said
+    assert "--config.ladder.batch=192: 14 GB" in said
+    tight = estimate.table("made", made(13 * 10**9), "v5e", 16, 0.5)
+    assert "ladder: is tight" in tight
+    hopeless = estimate.table("made", made(64 * 15 * 10**9), "v5e", 16, 0.5)
+    assert "even one image at a time needs 18 GB" in hopeless
+
+
+def test_shapes_are_enough(monkeypatch):
+    config = small(**{"model.width": 1024, "model.num_classes": 10})
+
+    def load(num_images=1500):
+        raise AssertionError("the data were read")
+
+    monkeypatch.setattr(digits, "load", load)
+    described = dict(value=lambda **options: ((8, 8, 1), None), raising=False)
+    monkeypatch.setattr(digits, "describe", **described)
+    before = sum(a.nbytes for a in jax.live_arrays())
+    found = counted(config, num_devices=8)
+    assert found.num_weights > 6 * 10**6
+    assert sum(a.nbytes for a in jax.live_arrays()) - before < 1000
+    monkeypatch.setattr(digits, "describe", lambda **options: None)
+    with pytest.raises(AssertionError, match="were read"):
+        sketch(config, 8)
+
+
+def test_a_description_is_that_of_the_data():
+    assert data.describe("digits") == ((8, 8, 1), 10, None)
+    assert data.describe("shapes", size=4, num_images=2) == ((4, 4, 3), 0, None)
+    assert data.describe("ring2d").denoise is not None
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Calls the command line in an empty folder; (exit code, printed, files)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        for name in [n for n in flags.FLAGS if n.startswith("config.")]:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+        for name in ("chip", "num_chips", "utilisation", "compile", "mode"):
+            flags.FLAGS[name].value = flags.FLAGS[name].default
+        monkeypatch.setattr(sys, "argv", ["main", "--mode=estimate", *arguments])
+        code = main.main(sys.argv)
+        return code, capsys.readouterr(), list(tmp_path.rglob("*"))
+
+    yield call
+    flags.FLAGS["mode"].value = flags.FLAGS["mode"].default
+
+
+def runs(name, variant=""):
+    file = ROOT / "configs" / f"{name}.py"
+    try:
+        config = runpy.run_path(str(file))["get_config"](variant)
+    except ValueError as error:
+        if "data set" in str(error):
+            pytest.skip(f"{name}: {error}")
+        raise
+    return f"--config={file}{':' * bool(variant)}{variant}", config
+
+
+def check_printed(name, code, printed, files):
+    assert code == 0, printed.err
+    assert not files
+    lines = printed.out.splitlines()
+    assert lines[0].startswith(f"{name} on 8 x v5e, at 40% of 197 TFLOP/s")
+    assert max(map(len, lines)) <= 90
+    for chip in estimate.CHIPS:
+        assert any(line.startswith(chip) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in CONFIGS
+    ],
+)
+def test_every_miniature_is_estimated_and_nothing_written(call, name):
+    flag, _ = runs(name, "smoke")
+    check_printed(f"{name}:smoke", *call(flag))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_estimated_without_its_data(call, name):
+    flag, _ = runs(name)
+    check_printed(name, *call(flag))
+
+
+@pytest.mark.slow
+def test_counts_of_the_paper_s_largest_step_agree():
+    _, config = runs("imagenet64")
+    found = counted(config, 64)
+    for cost, passes in zip(found.trainings, (3, 5)):
+        each = cost.flops / cost.batch / found.forward
+        assert each == pytest.approx(passes, rel=0.001)
+        assert cost.xla_flops == pytest.approx(cost.flops, rel=0.01)
+
+
+WRONG = [
+    ("--chip=H10", 'unknown --chip "H10"'),
+    ("--chip=v5", 'Did you mean "v5'),
+    ("--num_chips=0", "--num_chips=0"),
+    ("--num_chips=many", "num_chips"),
+    ("--num_chips=3", "teacher.batch=128 is not divisible by 3 devices"),
+    ("--utilisation=0", "above 0"),
+    ("--utilisation=40", "at most 1"),
+    ("--config.model.width=3", "model.width=3"),
+]
+
+
+@pytest.mark.parametrize(("flag", "says"), WRONG)
+def test_wrong_use_is_one_clear_message(call, flag, says):
+    config, _ = runs("digits", "smoke")
+    code, printed, files = call(config, flag)
+    assert code == 2
+    assert printed.err.startswith("error: ")
+    assert says in printed.err
+    assert not printed.out
+    assert not files
