@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from pd_jax.data import Dataset
+from pd_jax.data import Dataset, Description
 from pd_jax.data._records import Records
 
 
@@ -33,6 +33,13 @@ class _Split:
         if self.label_key:
             record["label"] = int(example[self.label_key])
         return record
+
+
+def describe(size: int, label_key: str, **options) -> Description | None:
+    """What `load` would give, where `size` is given: RGB pictures."""
+    if size < 1:
+        return None
+    return Description((size, size, 3), None if label_key else 0)
 
 
 def load(
