@@ -37,7 +37,7 @@ install() {
   # The images' own Python is older than pd_jax needs; uv brings a newer one.
   python3 -m pip install --quiet --user uv
   python3 -m uv venv --quiet --allow-existing --python="${option[python]}" "$venv"
-  python3 -m uv pip install --quiet --python="$venv" "jax[tpu]" --editable "$checkout"
+  python3 -m uv pip install --quiet --python="$venv" "jax[tpu]" --editable "${checkout}[gcs]"
 }
 
 # The run's parent, which leaves its exit code behind.

@@ -1,5 +1,6 @@
 """Stopping on request: the first signal asks, the second one insists."""
 
+import os
 import signal
 
 import jax
@@ -23,8 +24,7 @@ class Interrupt:
     """Catches SIGINT and SIGTERM within its context; `check()` raises at a safe place.
 
     A second signal has its usual effect at once. Where a run has several processes, a
-    SIGTERM to any of them stops all of them at the same update, and SIGINT is not
-    caught.
+    signal to any of them stops all of them at the same update.
 
     Attributes:
       received: the signal, once it is known; None before.
@@ -38,8 +38,11 @@ class Interrupt:
         self._moment = 0
 
     def __enter__(self) -> "Interrupt":
-        if jax.process_count() == 1:
-            self._before = {s: signal.signal(s, self._receive) for s in self._signals}
+        # JAX's own service hears SIGTERM where it must tell other processes.
+        alone = jax.process_count() == 1
+        caught = self._signals if alone else (signal.SIGINT,)
+        handle = self._receive if alone else self._pass_on
+        self._before = {s: signal.signal(s, handle) for s in caught}
         return self
 
     def __exit__(self, *error) -> None:
@@ -48,6 +51,10 @@ class Interrupt:
     def _receive(self, signum, frame) -> None:
         self.received = signum
         self._restore()
+
+    def _pass_on(self, signum, frame) -> None:
+        self._restore()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _restore(self) -> None:
         for signum, handler in self._before.items():

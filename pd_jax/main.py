@@ -175,6 +175,7 @@ def main(argv: list[str]) -> int:
         return 1
     except Interrupted as stop:
         print(f"stopped by {stop}; the same command goes on", file=sys.stderr)
+        processes.leave()
         return stop.exit_code
     return 0
 

@@ -57,6 +57,12 @@ def _in_cluster() -> bool:
     )
 
 
+def leave() -> None:
+    """Waits for the others to end too: process 0 serves them all until then."""
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
+
+
 def is_first() -> bool:
     """Whether this is process 0, which writes logs and reports."""
     return jax.process_index() == 0

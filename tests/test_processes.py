@@ -98,14 +98,23 @@ def same_end(workdir, alone):
         assert mine["metrics"] == pytest.approx(theirs["metrics"], rel=1e-4)
 
 
-def test_two_processes_stop_go_on_and_end_alike(alone, tmp_path):
-    workdir = tmp_path / "run"
+def stop(workdir, how, pattern):
+    """Starts two processes, and stops them once a checkpoint is there."""
     processes = start(workdir, 2)
-    wait_for(workdir, "teacher/[1-9]*", processes)
-    processes[1].send_signal(signal.SIGTERM)  # told to one, heard by both
+    wait_for(workdir, pattern, processes)
+    processes[1].send_signal(how)  # told to one, heard by both
     codes, logs = finish(workdir, processes)
     assert codes == [143, 143], logs
     assert "stopped and saved at update" in logs[0]
+
+
+def test_two_processes_stop_go_on_and_end_alike(alone, tmp_path):
+    workdir = tmp_path / "run"
+    for how, pattern in (
+        (signal.SIGTERM, "teacher/[1-9]*"),
+        (signal.SIGINT, "student_4/[1-9]*"),
+    ):
+        stop(workdir, how, pattern)
     codes, logs = finish(workdir, start(workdir, 2))
     assert codes == [0, 0], logs
     assert "going on in" in logs[0]
