@@ -125,7 +125,7 @@ def _estimate(name: str) -> None:
     if not COMPILE.value:  # tracing needs no accelerator, which a run may hold
         jax.config.update("jax_platforms", "cpu")
     chips = CHIP.value, NUM_CHIPS.value, UTILISATION.value
-    gc.disable()  # tracing makes objects by the million: a third of its time otherwise
+    gc.disable()  # tracing makes objects by the million: a fifth of its time otherwise
     try:
         estimate.run(CONFIG.value, name, *chips, COMPILE.value)
     finally:

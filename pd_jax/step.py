@@ -134,7 +134,7 @@ class Step:
         Args:
           state, batch, key: as for a call, arrays or `jax.ShapeDtypeStruct`.
         """
-        return jax.jit(self._mapped).trace(state, batch, key)
+        return jax.jit(self._mapped, donate_argnums=0).trace(state, batch, key)
 
     def _on_device(self, state, batch, key):
         """One device's part of one call, traced once."""

@@ -59,7 +59,7 @@ WRONG = [
     ((DIGITS, "--config.teacher.ema=1.0"), "below 1"),
     ((DIGITS, "--config.ladder.dropout=-0.1"), "at least 0"),
     ((DIGITS, "--config.model.name=mpl"), 'Did you mean "mlp"'),
-    ((DIGITS, "--config.model.output=w"), "known are both, eps, v, x"),
+    ((DIGITS, "--config.model.output=w"), "known are both, ddpm, edm, eps, flow, v, x"),
     ((DIGITS, "--config.model.num_classes=5"), "give 10"),
     ((DIGITS, "--config.model.width=3"), "model.width=3"),
     ((DIGITS, "--config.model.num_blocks=-1"), "model.num_blocks=-1"),
