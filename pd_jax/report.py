@@ -18,21 +18,31 @@ from pd_jax.writers import write_whole
 COLOURS = {"teacher": "#b35806", "student": "#3a5fa8"}
 LABELS = {
     "frechet_pixels": "Frechet distance on pixels",
+    "fid": "FID",
+    "inception_score": "Inception Score (higher is better)",
+    "kid": "KID",
+    "precision": "precision (higher is better)",
+    "recall": "recall (higher is better)",
     "rmse_to_teacher": "RMSE to the teacher's own best samples",
     "rmse_to_exact": "RMSE to the exact probability-flow map",
 }
+LINEAR = {"inception_score", "kid", "precision", "recall"}  # may be 0, or below
+MAIN = ("fid", "frechet_pixels", "rmse_to_teacher", "rmse_to_exact")
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], everything: bool = True) -> str:
     """The rows as Markdown: steps down, metrics across, "teacher / student" in a cell.
 
-    Within 80 columns for three metrics, so that a terminal shows it too.
+    Not `everything`: the three main metrics, within the 80 columns of a terminal.
     """
     metrics = list(rows[0]["metrics"])
+    if not everything:
+        metrics = [metric for metric in MAIN if metric in metrics][:3]
     found = {
         (r["num_steps"], metric, r["model"]): f"{value:#.3g}"
         for r in rows
         for metric, value in r["metrics"].items()
+        if metric in metrics
     }
     lines = [["steps", *metrics], ["", *["teacher / student"] * len(metrics)]]
     for steps in sorted({r["num_steps"] for r in rows}, reverse=True):
@@ -62,8 +72,13 @@ def plot_quality(rows: list[dict]) -> bytes:
     """Every metric against sampling steps, teacher and students, log axes; a PNG."""
     metrics, sampler = list(rows[0]["metrics"]), rows[0]["sampler"]
     sampler = {"ddim": "DDIM", "heun": "Heun"}.get(sampler, sampler)
-    figure = Figure(figsize=(4.6 * len(metrics), 3.8), layout="constrained")
-    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics):
+    columns = min(3, len(metrics))
+    lines = -(-len(metrics) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.8 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in panels[len(metrics) :]:
+        axes.set_visible(False)
+    for axes, metric in zip(panels, metrics):
         for model, marker in (("teacher", "s"), ("student", "o")):
             points = sorted(
                 (r["num_steps"], r["metrics"][metric])
@@ -73,16 +88,18 @@ def plot_quality(rows: list[dict]) -> bytes:
             name = {"teacher": f"teacher, {sampler}", "student": "distilled students"}
             name = name[model]
             axes.plot(*zip(*points), marker=marker, color=COLOURS[model], label=name)
-        axes.set(xscale="log", yscale="log", xlabel="sampling steps")
+        axes.set(xscale="log", xlabel="sampling steps")
         axes.set_title(LABELS.get(metric, metric), fontsize=10)
         steps = sorted({r["num_steps"] for r in rows})
         axes.set_xticks(steps, [str(s) for s in steps])
+        if metric not in LINEAR:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-        axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    panels[len(metrics) - 1].legend(frameon=False)
     return _png(figure)
 
 
@@ -175,7 +192,11 @@ def write(
         "",
         table(rows),
         "",
-        *(f"- {m}: {protocol[m]}" for m in ("samples", *rows[0]["metrics"])),
+        *(
+            f"- {name}: {words}"
+            for name, words in protocol.items()
+            if name in ("samples", "fid", *rows[0]["metrics"])
+        ),
         "",
         f"Time: {seconds}.",
         "",

@@ -59,7 +59,7 @@ def run(
         raise Refused(str(error)) from error
     if finished is not None:
         print(f"{workdir}: everything is done already, nothing to do")
-        print(report.table(finished["rows"]))
+        print(report.table(finished["rows"], everything=False))
         return finished
     if processes.agree(lambda: not (workdir / "config.json").exists()):
         preflight.try_teacher(setup)
@@ -350,7 +350,9 @@ class _Run:
             },
         }
         files = report.write(self.workdir, result, self.evaluation, self.setup)
-        print(report.table(result["rows"]))
+        print(report.table(result["rows"], everything=False))
+        if not self.setup.config.eval.inception and len(self.setup.dataset.shape) == 3:
+            print("FID not measured: no Inception weights given (eval.inception)")
         print("time: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()))
         print(f"wrote {', '.join(f for f in files if '/' not in f)} in {self.workdir}")
         return result

@@ -18,6 +18,7 @@ from pd_jax import checkpoint, train
 from pd_jax.config import default
 from pd_jax.interrupt import Interrupted
 from pd_jax.loop import Loop
+from pd_jax.metrics import Moments, inception, save_statistics
 from pd_jax.names import Refused
 from pd_jax.writers import JsonLines
 
@@ -284,3 +285,62 @@ def test_a_workdir_in_an_object_store(whole, tmp_path, monkeypatch):
     assert len((kept / "metrics.jsonl").read_text().splitlines()) == 2
     lines.flush()
     assert [e["update"] for e in lines.read()] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_inception_features_and_reference_statistics(tmp_path):
+    # Weights of the published names and shapes, but random: the way, not the figures.
+    rng = np.random.default_rng(0)
+    weights = {
+        name: (1.0 + 0.1 * rng.random(shape)).astype(np.float32)
+        if len(shape) == 1
+        else (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(
+            np.float32
+        )
+        for name, shape in inception.shapes().items()
+    }
+    np.savez(tmp_path / "weights.npz", **weights)
+    features = rng.standard_normal((3000, 2048))
+    save_statistics(tmp_path / "statistics.npz", Moments.of(features))
+    few = {
+        "ladder.start": 2,
+        "eval.teacher_steps": (1,),
+        "eval.num_samples": 8,
+        "eval.paired_samples": 4,
+        "eval.num_reference": 8,
+        "eval.inception": str(tmp_path / "weights.npz"),
+    }
+    report = train.run(tiny(**few), tmp_path / "run", "tiny")
+    for row in report["rows"]:
+        assert {"fid", "inception_score", "kid", "precision", "recall"} <= set(
+            row["metrics"]
+        )
+        assert row["metrics"]["inception_score"] >= 1.0
+    assert "sha256" in report["protocol"]["fid"]
+    assert "8 training examples" in report["protocol"]["fid"]
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert "sha256" in page
+
+    (tmp_path / "run" / "report.json").unlink()
+    again = train.run(tiny(**few), tmp_path / "run", "tiny")
+    assert again["rows"] == report["rows"]
+
+    given = few | {"eval.statistics": str(tmp_path / "statistics.npz")}
+    other = train.run(tiny(**given), tmp_path / "other", "tiny")
+    assert "statistics.npz" in other["protocol"]["fid"]
+    mine, theirs = (r["rows"][0]["metrics"] for r in (report, other))
+    assert mine["kid"] == theirs["kid"]
+    assert mine["fid"] != theirs["fid"]
+    np.savez(tmp_path / "small.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ValueError, match="3 dimensions"):
+        train.run(
+            tiny(**(few | {"eval.statistics": str(tmp_path / "small.npz")})),
+            tmp_path / "third",
+            "tiny",
+        )
+
+
+def test_without_inception_weights_it_says_so(whole):
+    workdir, report = whole
+    assert "no Inception weights" in report["protocol"]["fid"]
+    assert "no Inception weights" in (workdir / "report.md").read_text()

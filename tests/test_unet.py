@@ -81,10 +81,9 @@ def test_parameters_are_the_released_ones(name):
 
 def test_output_is_the_released_one():
     story = json.loads((HERE / "vectors_unet_small.json").read_text())
-    fields = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in story["config"].items()
-    }
-    net = models.get("unet", **fields, num_classes=story["num_classes"], out_ch=3)
+    net = models.get(
+        "unet", **story["config"], num_classes=story["num_classes"], out_ch=3
+    )
 
     def weight(path, leaf):
         path = "/".join(p.key for p in path)

@@ -51,4 +51,6 @@ def get(name: str, **kw) -> nn.Module:
     for key in kw:
         allowed = [*fields(name), "out_ch", "dropout"]
         names.check(key, allowed, f'field of network "{name}"')
+    # As JSON gives them; a module must be hashable.
+    kw = {k: tuple(v) if isinstance(v, list) else v for k, v in kw.items()}
     return _network(name)(**kw)
