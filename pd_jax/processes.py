@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from pd_jax import names
 
 WAYS = ("auto", "on", "off")
+HEARTBEAT_SECONDS = 60  # without a sign of life from one, all others end
 
 
 def join(way: str = "auto") -> None:
@@ -41,9 +42,11 @@ def join(way: str = "auto") -> None:
                 "numbers, or none of them"
             )
         address, count, index = (given[key] for key in keys)
-        jax.distributed.initialize(address, int(count), int(index))
+        jax.distributed.initialize(
+            address, int(count), int(index), heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
     elif way == "on" or (way == "auto" and _in_cluster()):
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def _in_cluster() -> bool:

@@ -69,9 +69,9 @@ def smoke_unet(config: ConfigDict) -> None:
     config.model.num_res_blocks = 1
     config.model.attn_resolutions = (8,)
     config.model.head_dim = 0
-    config.teacher.updates = 30
-    config.teacher.batch = 32
-    config.ladder.batch = 32
+    config.teacher.updates = 20
+    config.teacher.batch = 16
+    config.ladder.batch = 16
     config.ladder.updates = (10,)
     config.ladder.start = 4
     config.ladder.learning_rate = (1e-3,)
