@@ -341,7 +341,7 @@ def test_counts_of_a_step_agree():
     for cost, passes in zip(found.trainings, (3, 5)):
         each = cost.flops / cost.batch / found.forward
         assert each == pytest.approx(passes, rel=0.001)
-        assert cost.xla_flops == pytest.approx(cost.flops, rel=0.01)
+        assert cost.xla_flops == pytest.approx(cost.flops, rel=0.02)
 
 
 WRONG = [
