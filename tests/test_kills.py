@@ -20,7 +20,7 @@ COMMAND = [
     "--config=configs/digits.py:smoke",
     "--config.run.checkpoint_updates=7",
 ]
-KILLS = 10
+KILLS = 6
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
+# Digits, the mixture and picture folders run in other tests; the two LSUN sets are one.
+CONFIGS = ["cifar10", "imagenet64", "lsun_bedroom128", "photos32"]
 
 pytestmark = pytest.mark.slow
 
