@@ -9,10 +9,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Digits, the mixture and picture folders run in other tests; the two LSUN sets are one.
-CONFIGS = ["cifar10", "imagenet64", "lsun_bedroom128", "photos32"]
-
-pytestmark = pytest.mark.slow
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
+SLOW = ("imagenet64", "photos32")  # with labels; on real pictures. The others are alike
 
 
 def run(config, workdir):
@@ -26,7 +24,13 @@ def run(config, workdir):
     return report, rows
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(c, marks=pytest.mark.slow if c in SLOW else pytest.mark.long)
+        for c in CONFIGS
+    ],
+)
 def test_miniatures_leave_everything(config, tmp_path):
     report, _ = run(f"{config}.py:smoke", tmp_path / "run")
     assert report["config"] == f"{config}:smoke"
@@ -35,6 +39,7 @@ def test_miniatures_leave_everything(config, tmp_path):
         assert (tmp_path / "run" / name).stat().st_size > 100
 
 
+@pytest.mark.long
 def test_digits(tmp_path):
     report, rows = run("digits.py", tmp_path / "run")
     best = rows["teacher", 256]["frechet_pixels"]
@@ -47,6 +52,7 @@ def test_digits(tmp_path):
     assert report["traces"] == {"teacher": 1, "ladder": 1}
 
 
+@pytest.mark.slow
 def test_mixture2d(tmp_path):
     report, rows = run("mixture2d.py", tmp_path / "run")
     student = rows["student", 1]["rmse_to_exact"]
