@@ -24,6 +24,7 @@ from pd_jax import (
 
 # How a run is carried out; a run may go on with other values than it began with.
 FREE = ("run",)
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def _training() -> dict:
@@ -50,6 +51,7 @@ def default(data_name: str, model_name: str) -> ConfigDict:
     return ConfigDict(
         dict(
             seed=0,
+            precision="auto",  # in the network: float32, bfloat16; auto: by device
             data=dict(name=data_name, **data.options(data_name)),
             schedule=dict(name="cosine", logsnr_min=-20.0, logsnr_max=20.0),
             model=dict(name=model_name, output="v", **models.fields(model_name)),
@@ -184,6 +186,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
     names.check(config.data.name, data.known(), "data.name")
     names.check(config.model.name, models.known(), "model.name")
     names.check(config.model.output, conventions.CONVENTIONS, "model.output")
+    names.check(config.precision, PRECISIONS, "precision")
     names.check(config.schedule.name, schedules.SCHEDULES, "schedule.name")
     samplers.parse(config.eval.sampler)
     for key in ("seed", "eval.seed"):

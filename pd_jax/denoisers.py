@@ -1,4 +1,9 @@
-"""Where a network becomes a denoiser: output kind, labels and dropout, said once."""
+"""Where a network becomes a denoiser: output kind, labels, dropout and precision.
+
+Weights are kept in float32. A network of another `dtype` multiplies by its matrices in
+that type (`Model.cast`); vectors (biases, norms' scales) are not cast here, nor is
+anything after the raw output, which is float32.
+"""
 
 import dataclasses
 
@@ -25,6 +30,24 @@ class Model:
     def __post_init__(self):
         conventions.get(self.output)
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The type that the network multiplies in."""
+        return jnp.dtype(getattr(self.network, "dtype", None) or jnp.float32)
+
+    def cast(self, params: dict) -> dict:
+        """The weights as the network uses them: float32 matrices in its own type.
+
+        Done where a network is called, and once for all where weights are constant: a
+        second time it does nothing.
+        """
+
+        def one(a):
+            matrix = a.ndim > 1 and a.dtype == jnp.float32
+            return a.astype(self.dtype) if matrix else a
+
+        return jax.tree.map(one, params)
+
     def init(self, key: jax.Array, shape: tuple[int, ...]) -> dict:
         """Fresh weights for examples of `shape` (without the batch axis)."""
         convention = conventions.get(self.output)
@@ -43,9 +66,10 @@ class Model:
         """The network's output for the inputs of its own convention."""
         train = dropout_key is not None
         rngs = {"dropout": dropout_key} if train else None
-        return self.network.apply(
-            {"params": params}, given, level, label, train=train, rngs=rngs
+        out = self.network.apply(
+            {"params": self.cast(params)}, given, level, label, train=train, rngs=rngs
         )
+        return out.astype(jnp.promote_types(out.dtype, jnp.float32))
 
     def denoiser(
         self,
@@ -56,7 +80,7 @@ class Model:
         """The denoiser (z [B, ...], logsnr [B]) -> Prediction of these weights.
 
         Args:
-          params: the network's weights.
+          params: the network's weights, from `cast` or before it.
           label: [B] int32, for a class-conditional network.
           dropout_key: trains with dropout where given.
         """

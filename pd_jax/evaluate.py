@@ -117,7 +117,8 @@ class Evaluation:
         if exact:
             denoise = self._setup.dataset.denoise
         else:
-            denoise = self._setup.model.denoiser(params, label)
+            model = self._setup.model
+            denoise = model.denoiser(model.cast(params), label)
         root = jax.random.fold_in(jax.random.key(self._config.seed), 1)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(root, place)
         z = jax.lax.with_sharding_constraint(self._noise(place), self._split)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
@@ -83,8 +84,25 @@ def _descent(section: ConfigDict) -> Descent:
     return Descent(**{k: v for k, v in section.items() if k in fields})
 
 
-def _model(config: ConfigDict, dataset: Dataset | Description) -> Model:
-    fields = config.model.to_dict()
+def _precision(config: ConfigDict, platform: str) -> dict:
+    """The network's field `dtype`, where it differs from its default."""
+    name = config.precision
+    if name == "auto":
+        name = "float32" if platform == "cpu" else "bfloat16"
+    if name == "float32":
+        return {}
+    if models.has_dtype(config.model.name):
+        return {"dtype": jnp.bfloat16}
+    if config.precision == "auto":
+        return {}
+    raise ValueError(
+        f'precision="{name}": network "{config.model.name}" has no field dtype, and '
+        'computes as it wants; give "auto" or "float32"'
+    )
+
+
+def _model(config: ConfigDict, dataset: Dataset | Description, platform: str) -> Model:
+    fields = config.model.to_dict() | _precision(config, platform)
     name, output = fields.pop("name"), fields.pop("output")
     channels = dataset.shape[-1]
     network = models.get(
@@ -149,7 +167,7 @@ def build(config: ConfigDict) -> Setup:
     options = config.data.to_dict()
     dataset = data.get(options.pop("name"), **options)
     _check_data(config, dataset)
-    model = _model(config, dataset)
+    model = _model(config, dataset, devices[0].platform)
     shapes = _shapes(model, dataset)
     released, steps = None, 0
     if config.teacher.released:
@@ -170,7 +188,7 @@ def sketch(config: ConfigDict, num_devices: int) -> Setup:
     configs.check(config, num_devices)
     options = config.data.to_dict()
     described = data.describe(options.pop("name"), **options)
-    model = _model(config, described)
+    model = _model(config, described, "of chips")
     return _assemble(config, described, model, None, 0, jax.local_devices()[:1])
 
 

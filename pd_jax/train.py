@@ -238,7 +238,8 @@ class _Run:
             return training.step.place(state), {"seconds": 0.0, "traces": 0}
         shapes = self._shapes(training, stage)
         state, facts = kept.restore(shapes)
-        teacher = None if shapes.teacher is None else weights
+        start = training.method.start  # of which only the teacher is made
+        teacher = jax.jit(lambda weights: start(weights, stage).teacher)(weights)
         return training.step.place(state.replace(teacher=teacher)), facts
 
     def _train(
@@ -342,6 +343,7 @@ class _Run:
             "rows": [{k: v for k, v in e.items() if k != "seconds"} for e in entries],
             "seconds": {k: round(v, 1) for k, v in seconds.items()},
             "traces": traces,
+            "precision": self.setup.model.dtype.name,
             "protocol": self.evaluation.protocol(),
             "versions": {
                 "pd_jax": __version__,

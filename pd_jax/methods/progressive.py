@@ -46,8 +46,11 @@ class Method:
         return self.teacher_steps + 3
 
     def start(self, weights: dict, stage: Stage) -> TrainState:
-        """The hand-over: the last stage's weights teach, and start the student."""
-        return self.descent.start(weights, stage, teacher=weights)
+        """The hand-over: the last stage's weights teach, and start the student.
+
+        What teaches is constant, so it is cast to the network's type once.
+        """
+        return self.descent.start(weights, stage, teacher=self.model.cast(weights))
 
     def result(self, state: TrainState) -> dict:
         """The student's weights."""

@@ -10,6 +10,10 @@ whose weights exist only where a network is initialised with it.
 The output is raw, of z's shape but for the last axis, which is `out_ch` wide. The field
 `dropout` is set for each training; it draws from the rng collection "dropout" when
 `train` is true. What the output means is said in one place, `pd_jax.denoisers`.
+
+The field `dtype`, where a network has one, follows the config's `precision`: the type
+of the arithmetic between the first and the last layer. Those two, the statistics of
+norms and the softmax stay in z's type, which the output is of.
 """
 
 import dataclasses
@@ -18,6 +22,8 @@ import sys
 import flax.linen as nn
 
 from pd_jax import names
+
+_SET_BY_USE = ("out_ch", "dropout", "dtype")
 
 
 def known() -> list[str]:
@@ -32,14 +38,19 @@ def _network(name: str) -> type[nn.Module]:
 def fields(name: str) -> dict:
     """The fields of a network that a config sets, with their defaults.
 
-    Two more are set where the network is used: `out_ch` by the data and the output
-    kind, `dropout` by each training.
+    Three more are set where the network is used: `out_ch` by the data and the output
+    kind, `dropout` by each training, `dtype` by the precision.
     """
     return {
         f.name: f.default
         for f in dataclasses.fields(_network(name))
-        if f.name not in ("parent", "name", "out_ch", "dropout")
+        if f.name not in ("parent", "name", *_SET_BY_USE)
     }
+
+
+def has_dtype(name: str) -> bool:
+    """Whether a network can be told the type of its arithmetic."""
+    return "dtype" in {f.name for f in dataclasses.fields(_network(name))}
 
 
 def get(name: str, **kw) -> nn.Module:
@@ -49,7 +60,7 @@ def get(name: str, **kw) -> nn.Module:
       ValueError: for an unknown name or field, listing the known ones.
     """
     for key in kw:
-        allowed = [*fields(name), "out_ch", "dropout"]
+        allowed = [*fields(name), *_SET_BY_USE]
         names.check(key, allowed, f'field of network "{name}"')
     # As JSON gives them; a module must be hashable.
     kw = {k: tuple(v) if isinstance(v, list) else v for k, v in kw.items()}

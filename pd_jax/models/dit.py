@@ -3,30 +3,36 @@
 Source: Peebles & Xie 2023, "Scalable Diffusion Models with Transformers" (2212.09748).
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pd_jax.models._attention import attend
 from pd_jax.models._embedding import add_extra, check_label, sinusoidal, time_input
 
 _zeros = nn.initializers.zeros
 _xavier = nn.initializers.xavier_uniform()
 
 
-def _norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(
+def _norm(name: str, dtype: jnp.dtype | None) -> nn.LayerNorm:
+    return nn.LayerNorm(  # the statistics are float32
         epsilon=1e-6,
         use_scale=False,
         use_bias=False,
-        use_fast_variance=False,
+        use_fast_variance=dtype == jnp.bfloat16,
+        dtype=dtype,
         name=name,
     )
 
 
-def _modulation(emb: jax.Array, width: int, parts: int) -> list[jax.Array]:
+def _modulation(
+    emb: jax.Array, width: int, parts: int, dtype: jnp.dtype | None
+) -> list[jax.Array]:
     """`parts` vectors [B, 1, width] from the embedding [B, E], all 0 at first."""
-    out = nn.Dense(parts * width, kernel_init=_zeros, name="modulate")(nn.swish(emb))
-    return jnp.split(out[:, None, :], parts, axis=-1)
+    dense = nn.Dense(parts * width, kernel_init=_zeros, dtype=dtype, name="modulate")
+    return jnp.split(dense(nn.swish(emb))[:, None, :], parts, axis=-1)
 
 
 def place_embedding(height: int, width: int, channels: int) -> jax.Array:
@@ -48,28 +54,31 @@ class Block(nn.Module):
     Attributes:
       num_heads: attention heads.
       dropout: share of dropped hidden units of the MLP when training.
+      kind: of `_attention.attend`.
+      dtype: of the arithmetic; that of h where None.
     """
 
     num_heads: int
     dropout: float
+    kind: str = "auto"
+    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
         """Maps tokens h [B, T, D] and the embedding [B, E]."""
-        width = h.shape[-1]
-        shift0, scale0, gate0, shift1, scale1, gate1 = _modulation(emb, width, 6)
+        width, dtype = h.shape[-1], self.dtype
+        shift0, scale0, gate0, shift1, scale1, gate1 = _modulation(emb, width, 6, dtype)
+        dense = functools.partial(nn.DenseGeneral, kernel_init=_xavier, dtype=dtype)
 
-        r = _norm("norm0")(h) * (1.0 + scale0) + shift0
-        shape = (3, self.num_heads, width // self.num_heads)
-        qkv = nn.DenseGeneral(shape, kernel_init=_xavier, name="qkv")(r)
-        r = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0))
-        r = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=_xavier, name="proj")(r)
-        h = h + gate0 * r
+        r = _norm("norm0", dtype)(h) * (1.0 + scale0) + shift0
+        qkv = dense((3, self.num_heads, width // self.num_heads), name="qkv")(r)
+        r = attend(*(qkv[:, :, i] for i in range(3)), self.kind)
+        h = h + gate0 * dense(width, axis=(-2, -1), name="proj")(r)
 
-        r = _norm("norm1")(h) * (1.0 + scale1) + shift1
-        r = nn.gelu(nn.Dense(4 * width, kernel_init=_xavier, name="dense0")(r))
+        r = _norm("norm1", dtype)(h) * (1.0 + scale1) + shift1
+        r = nn.gelu(dense(4 * width, name="dense0")(r))
         r = nn.Dropout(self.dropout, deterministic=not train)(r)
-        return h + gate1 * nn.Dense(width, kernel_init=_xavier, name="dense1")(r)
+        return h + gate1 * dense(width, name="dense1")(r)
 
 
 class Network(nn.Module):
@@ -82,8 +91,12 @@ class Network(nn.Module):
       num_heads: attention heads.
       logsnr_input_type: see `_embedding.time_input`.
       num_classes: classes of the label; 0 or 1 for a network without labels.
+      attention: "auto", "xla" or "cudnn", see `_attention.attend`.
+      remat: whether the backward pass computes a block's inside again, which saves its
+        memory for a third more time.
       dropout: share of dropped hidden units when training.
       out_ch: channels of the output; those of z where 0.
+      dtype: of the arithmetic in the blocks; that of z where None.
     """
 
     patch: int = 2
@@ -92,8 +105,11 @@ class Network(nn.Module):
     num_heads: int = 2
     logsnr_input_type: str = "inv_cos"
     num_classes: int = 0
+    attention: str = "auto"
+    remat: bool = False
     dropout: float = 0.0
     out_ch: int = 0
+    dtype: jnp.dtype | None = None
 
     def _check(self, z: jax.Array) -> None:
         if z.ndim != 4 or z.shape[1] % self.patch or z.shape[2] % self.patch:
@@ -136,11 +152,14 @@ class Network(nn.Module):
         h = h.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
         h = nn.Dense(self.width, kernel_init=_xavier, name="patch_in")(h)
         h += place_embedding(rows, columns, self.width)[None].astype(h.dtype)
+        h = h.astype(self.dtype or h.dtype)
+        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        fields = self.num_heads, self.dropout, self.attention, self.dtype
         for i in range(self.depth):
-            h = Block(self.num_heads, self.dropout, name=f"block_{i}")(h, emb, train)
+            h = block(*fields, name=f"block_{i}")(h, emb, train)
 
-        shift, scale = _modulation(emb, self.width, 2)
-        h = _norm("norm_out")(h) * (1.0 + scale) + shift
+        shift, scale = _modulation(emb, self.width, 2, None)
+        h = _norm("norm_out", None)(h.astype(z.dtype)) * (1.0 + scale) + shift
         out_ch = self.out_ch or channels
         h = nn.Dense(self.patch**2 * out_ch, kernel_init=_zeros, name="patch_out")(h)
         h = h.reshape(batch, rows, columns, self.patch, self.patch, out_ch)

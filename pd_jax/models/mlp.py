@@ -1,5 +1,6 @@
 """A residual MLP on flattened data: small images and points in the plane."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -14,19 +15,19 @@ class Block(nn.Module):
 
     width: int
     dropout: float
+    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, h: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
         """Maps h and embedding, both [B, width], to [B, width]."""
-        scale, shift = jnp.split(
-            nn.Dense(2 * self.width, name="modulate")(embedding), 2, axis=-1
-        )
-        r = nn.LayerNorm(name="norm")(h) * (1.0 + scale) + shift
-        r = nn.swish(nn.Dense(self.width, name="dense0")(nn.swish(r)))
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        modulation = dense(2 * self.width, name="modulate")(embedding)
+        scale, shift = jnp.split(modulation, 2, axis=-1)
+        r = nn.LayerNorm(dtype=self.dtype, name="norm")(h) * (1.0 + scale) + shift
+        r = nn.swish(dense(self.width, name="dense0")(nn.swish(r)))
         r = nn.Dropout(self.dropout, deterministic=not train)(r)
-        return h + nn.Dense(
-            self.width, kernel_init=nn.initializers.zeros, name="dense1"
-        )(r)
+        zeros = nn.initializers.zeros
+        return h + dense(self.width, kernel_init=zeros, name="dense1")(r)
 
 
 class Network(nn.Module):
@@ -38,6 +39,7 @@ class Network(nn.Module):
       num_classes: classes of the label; 0 or 1 for a network without labels.
       dropout: share of dropped hidden units when training.
       out_ch: width of the output's last axis; that of z where 0.
+      dtype: of the arithmetic in the blocks; that of z where None.
     """
 
     width: int = 256
@@ -45,6 +47,7 @@ class Network(nn.Module):
     num_classes: int = 0
     dropout: float = 0.0
     out_ch: int = 0
+    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(
@@ -74,9 +77,11 @@ class Network(nn.Module):
         embedding = nn.swish(add_extra(embedding, extra))
 
         h = nn.Dense(self.width, name="dense_in")(z.reshape(z.shape[0], -1))
+        h = h.astype(self.dtype or h.dtype)
+        fields = self.width, self.dropout, self.dtype
         for i in range(self.num_blocks):
-            h = Block(self.width, self.dropout, name=f"block_{i}")(h, embedding, train)
-        h = nn.swish(nn.LayerNorm(name="norm_out")(h))
+            h = Block(*fields, name=f"block_{i}")(h, embedding, train)
+        h = nn.swish(nn.LayerNorm(name="norm_out")(h.astype(z.dtype)))
         shape = (*z.shape[:-1], self.out_ch or z.shape[-1])
         out = nn.Dense(
             math.prod(shape[1:]), kernel_init=nn.initializers.zeros, name="dense_out"

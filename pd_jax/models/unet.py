@@ -7,18 +7,28 @@ Source: Salimans & Ho 2022 (2202.00512), appendix E; Ho et al. 2020 and Nichol a
 Dhariwal 2021 for its blocks; the released checkpoints for names and shapes.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pd_jax.models._attention import attend
 from pd_jax.models._embedding import add_extra, check_label, sinusoidal, time_input
 
 _zeros = nn.initializers.zeros
 
 
-def _norm(name: str) -> nn.GroupNorm:
-    # The one-pass variance, mean(h^2) - mean(h)^2, cancels where the mean is large.
-    return nn.GroupNorm(num_groups=32, epsilon=1e-6, use_fast_variance=False, name=name)
+def _norm(name: str, dtype: jnp.dtype | None) -> nn.GroupNorm:
+    # Statistics are float32. The one-pass variance, mean(h^2) - mean(h)^2, cancels
+    # where the mean is large: by less than the rounding of a bfloat16 h.
+    return nn.GroupNorm(
+        num_groups=32,
+        epsilon=1e-6,
+        use_fast_variance=dtype == jnp.bfloat16,
+        dtype=dtype,
+        name=name,
+    )
 
 
 def _half(h: jax.Array) -> jax.Array:
@@ -39,29 +49,48 @@ class ResnetBlock(nn.Module):
       out_ch: channels of the output; those of the input where 0.
       dropout: share of dropped activations when training.
       resample: "down" halves, "up" doubles height and width inside the block.
+      dtype: of the arithmetic; that of the input where None.
     """
 
     out_ch: int = 0
     dropout: float = 0.0
     resample: str = ""
+    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
         """Maps h [B, H, W, C] and the embedding [B, E]."""
         out_ch = self.out_ch or h.shape[-1]
-        shortcut, h = h, nn.swish(_norm("norm1")(h))
+        dtype = self.dtype
+        shortcut, h = h, nn.swish(_norm("norm1", dtype)(h))
         if self.resample:
             sized = _half if self.resample == "down" else _double
             shortcut, h = sized(shortcut), sized(h)
-        h = nn.Conv(out_ch, (3, 3), name="conv1")(h)
-        emb = nn.Dense(2 * out_ch, name="temb_proj")(nn.swish(emb))
+        h = nn.Conv(out_ch, (3, 3), dtype=dtype, name="conv1")(h)
+        emb = nn.Dense(2 * out_ch, dtype=dtype, name="temb_proj")(nn.swish(emb))
         scale, shift = jnp.split(emb[:, None, None, :], 2, axis=-1)
-        h = nn.swish(_norm("norm2")(h) * (1.0 + scale) + shift)
+        h = nn.swish(_norm("norm2", dtype)(h) * (1.0 + scale) + shift)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = nn.Conv(out_ch, (3, 3), kernel_init=_zeros, name="conv2")(h)
+        h = nn.Conv(out_ch, (3, 3), kernel_init=_zeros, dtype=dtype, name="conv2")(h)
         if shortcut.shape[-1] != out_ch:
-            shortcut = nn.Dense(out_ch, name="nin_shortcut")(shortcut)
+            shortcut = nn.Dense(out_ch, dtype=dtype, name="nin_shortcut")(shortcut)
         return shortcut + h
+
+
+class _Heads(nn.Module):
+    """The weights of one of q, k and v, as `nn.DenseGeneral` would have them."""
+
+    heads: int
+    head_dim: int
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """The kernel [channels, heads, head_dim] and the bias [heads, head_dim]."""
+        init = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+        shape = (self.heads, self.head_dim)
+        return self.param("kernel", init, (channels, *shape)), self.param(
+            "bias", _zeros, shape
+        )
 
 
 class AttnBlock(nn.Module):
@@ -70,10 +99,14 @@ class AttnBlock(nn.Module):
     Attributes:
       num_heads: heads, each of channels / num_heads; used where head_dim is 0.
       head_dim: channels of a head, or 0.
+      kind: of `_attention.attend`.
+      dtype: of the arithmetic; that of the input where None.
     """
 
     num_heads: int
     head_dim: int
+    kind: str = "auto"
+    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
@@ -86,14 +119,19 @@ class AttnBlock(nn.Module):
                 f"attention over {channels} channels cannot have model.num_heads="
                 f"{self.num_heads} or model.head_dim={self.head_dim}: give divisors"
             )
-        normed = _norm("norm")(h).reshape(batch, height * width, channels)
-        q, k, v = (
-            nn.DenseGeneral((heads, head_dim), name=name)(normed) for name in "qkv"
-        )
-        out = jax.nn.dot_product_attention(q, k, v)  # softmax(q k / sqrt(head_dim)) v
+        normed = _norm("norm", self.dtype)(h).reshape(batch, height * width, channels)
+        parts = [_Heads(heads, head_dim, name=name)(channels) for name in "qkv"]
+        # One product for all three: the input is read once.
+        kernel, bias = (jnp.stack(a, axis=-3).astype(normed.dtype) for a in zip(*parts))
+        qkv = jnp.tensordot(normed, kernel, 1) + bias[None, None]
+        q, k, v = (qkv[:, :, i] for i in range(3))
         out = nn.DenseGeneral(
-            channels, axis=(-2, -1), kernel_init=_zeros, name="proj_out"
-        )(out)
+            channels,
+            axis=(-2, -1),
+            kernel_init=_zeros,
+            dtype=self.dtype,
+            name="proj_out",
+        )(attend(q, k, v, self.kind))
         return h + out.reshape(h.shape)
 
 
@@ -110,8 +148,13 @@ class Network(nn.Module):
       logsnr_input_type: see `_embedding.time_input`.
       resblock_resample: halves and doubles inside residual blocks, not by convolutions.
       num_classes: classes of the label; 0 or 1 for a network without labels.
+      attention: "auto", "xla" or "cudnn", see `_attention.attend`.
+      remat: heights at which the backward pass computes a block's inside again, which
+        saves its memory for a third more time there.
       dropout: share of dropped activations when training.
       out_ch: channels of the output; those of z where 0.
+      dtype: of the arithmetic between the first and the last convolution; that of z
+        where None.
     """
 
     ch: int = 64
@@ -124,8 +167,11 @@ class Network(nn.Module):
     logsnr_input_type: str = "inv_cos"
     resblock_resample: bool = True
     num_classes: int = 0
+    attention: str = "auto"
+    remat: tuple[int, ...] = ()
     dropout: float = 0.0
     out_ch: int = 0
+    dtype: jnp.dtype | None = None
 
     def _check(self, z: jax.Array) -> None:
         parts = 2 ** (len(self.ch_mult) - 1)
@@ -168,46 +214,56 @@ class Network(nn.Module):
         self._check(z)
         emb = self._embed(logsnr, label, extra)
 
-        def block(h, name, **fields):
-            fields = {"dropout": self.dropout, **fields}
-            return ResnetBlock(**fields, name=name)(h, emb, train)
+        def kind(module, h, static=()):
+            again = h.shape[1] in self.remat
+            return nn.remat(module, static_argnums=static) if again else module
 
-        def attend(h, name):
-            if h.shape[1] not in self.attn_resolutions:
-                return h
-            return AttnBlock(self.num_heads, self.head_dim or 0, name=name)(h)
+        def block(h, name, **fields):
+            made = kind(ResnetBlock, h, (3,))  # the third argument is `train`
+            fields = {"dropout": self.dropout, "dtype": self.dtype, **fields}
+            return made(**fields, name=name)(h, emb, train)
+
+        def attention(h, name):
+            fields = self.num_heads, self.head_dim or 0, self.attention, self.dtype
+            return kind(AttnBlock, h)(*fields, name=name)(h)
 
         def resample(h, name, direction):
             if self.resblock_resample:
                 return block(h, name, resample=direction)
+            conv = functools.partial(
+                nn.Conv, h.shape[-1], (3, 3), dtype=self.dtype, name=name
+            )
             if direction == "down":
-                return nn.Conv(h.shape[-1], (3, 3), strides=(2, 2), name=name)(h)
-            return nn.Conv(h.shape[-1], (3, 3), name=name)(_double(h))
+                return conv(strides=(2, 2))(h)
+            return conv()(_double(h))
 
         widths = [self.ch * mult for mult in self.ch_mult]
         h = nn.Conv(self.ch, (3, 3), name="conv_in")(z)
+        h = h.astype(self.dtype or h.dtype)
         skips = [h]
         for i, width in enumerate(widths):
             for j in range(self.num_res_blocks):
                 h = block(h, f"down_{i}.block_{j}", out_ch=width)
-                h = attend(h, f"down_{i}.attn_{j}")
+                if h.shape[1] in self.attn_resolutions:
+                    h = attention(h, f"down_{i}.attn_{j}")
                 skips.append(h)
             if i < len(widths) - 1:
                 h = resample(h, f"down_{i}.downsample", "down")
                 skips.append(h)
 
         h = block(h, "mid.block_1")
-        h = AttnBlock(self.num_heads, self.head_dim or 0, name="mid.attn_1")(h)
+        h = attention(h, "mid.attn_1")
         h = block(h, "mid.block_2")
 
         for i, width in reversed(list(enumerate(widths))):
             for j in range(self.num_res_blocks + 1):
                 joined = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(joined, f"up_{i}.block_{j}", out_ch=width)
-                h = attend(h, f"up_{i}.attn_{j}")
+                if h.shape[1] in self.attn_resolutions:
+                    h = attention(h, f"up_{i}.attn_{j}")
             if i:
                 h = resample(h, f"up_{i}.upsample", "up")
 
-        h = nn.swish(_norm("norm_out")(h))
+        h = nn.swish(_norm("norm_out", None)(h.astype(z.dtype)))
         out_ch = self.out_ch or z.shape[-1]
         return nn.Conv(out_ch, (3, 3), kernel_init=_zeros, name="conv_out")(h)
