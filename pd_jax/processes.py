@@ -6,7 +6,6 @@ by process 0 and told to the others, so that all of them take the same way.
 
 import json
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -30,34 +29,45 @@ def join(way: str = "auto") -> None:
         Open MPI.
 
     Raises:
-      ValueError: for an unknown way, or only some of the variables.
+      ValueError: for an unknown way, only some of the variables, or a cluster that JAX
+        does not find.
+      ConnectionError: where what knows the cluster does not answer.
     """
     names.check(way, WAYS, "--distributed")
+    if way == "off":
+        return
     keys = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {key: os.environ[key] for key in keys if os.environ.get(key)}
-    if way != "off" and len(given) > 1:
+    found = ()
+    if len(given) > 1:
         if len(given) < len(keys) or not (given[keys[1]] + given[keys[2]]).isdigit():
             raise ValueError(
                 f"{given}: set all of {', '.join(keys)}, the last two to whole "
                 "numbers, or none of them"
             )
         address, count, index = (given[key] for key in keys)
-        jax.distributed.initialize(
-            address, int(count), int(index), heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-        )
-    elif way == "on" or (way == "auto" and _in_cluster()):
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        found = address, int(count), int(index)
+    elif way == "auto" and not _in_cluster():
+        return
+    try:
+        jax.distributed.initialize(*found, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    except Exception as error:  # JAX's, or of the requests that it makes
+        kind = ValueError if isinstance(error, ValueError) else ConnectionError
+        raise kind(
+            f"the run's other processes were not found ({str(error)[:200]}): "
+            f"--distributed=off starts a process of its own, {', '.join(keys)} say "
+            "where the others are"
+        ) from error
 
 
 def _in_cluster() -> bool:
     """Whether this process was started as one of several, or on a Cloud TPU VM."""
-    tasks = (os.environ.get(k, "1") for k in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    if any(count.isdigit() and int(count) > 1 for count in tasks):
-        # An interactive shell within an allocation is no task of it.
-        return "SLURM_PROCID" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ
-    return "TPU_WORKER_HOSTNAMES" in os.environ or (
-        pathlib.Path("/run/tpu_env").exists()
-    )
+    # Of the job's step: in a batch script SLURM_NTASKS is that of steps to come.
+    sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    if any(int(os.environ.get(size) or 1) > 1 for size in sizes):
+        return True
+    # JAX prefers the TPU by itself where it sees libtpu and chips, unless told not to.
+    return "tpu" in (jax.config.jax_platforms or "")
 
 
 def leave() -> None:
