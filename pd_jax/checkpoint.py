@@ -12,7 +12,6 @@ Weights may also come from one of the paper's released files: `load_released`.
 """
 
 import contextlib
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +25,7 @@ from etils import epath
 
 from pd_jax.ladder import Stage
 from pd_jax.names import Refused
+from pd_jax.writers import is_remote
 
 FORMAT = 1  # of the saved tree and its metadata
 
@@ -45,7 +45,7 @@ class StageCheckpoints:
 
     def __init__(self, workdir: epath.Path, stage: Stage):
         self.stage = stage
-        folder = workdir if "://" in os.fspath(workdir) else workdir.absolute()
+        folder = workdir if is_remote(workdir) else workdir.absolute()
         self._directory = folder / "checkpoints" / stage.name
         self._manager = _Manager(
             self._directory,
@@ -204,7 +204,7 @@ def load_released(path: str, like: dict) -> tuple[dict, int | None]:
 
 def _bytes(path: str) -> bytes:
     """A whole file, local or remote."""
-    if "://" not in path:
+    if not is_remote(path):
         return pathlib.Path(path).read_bytes()
     folder, _, name = path.rpartition("/")
     read = tensorstore.KvStore.open(folder + "/").result().read(name).result()

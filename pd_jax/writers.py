@@ -10,7 +10,7 @@ from etils import epath
 from tqdm import tqdm
 
 
-def is_remote(path: epath.Path) -> bool:
+def is_remote(path: str | os.PathLike) -> bool:
     """Whether a path is an object store's, such as gs://BUCKET/RUN."""
     return "://" in os.fspath(path)
 

@@ -46,6 +46,7 @@ NEIGHBOURS = {
     "conventions": {"diffusion", "arcs"},
     "optim": {"state"},
     "denoisers": {"models"},
+    "checkpoint": {"writers"},
     "recipes": {"config"},
     "setup": {"config"},
     "evaluate": {"setup"},
