@@ -47,6 +47,7 @@ NEIGHBOURS = {
     "optim": {"state"},
     "denoisers": {"models"},
     "checkpoint": {"writers"},
+    "metrics": {"writers"},
     "recipes": {"config"},
     "setup": {"config"},
     "evaluate": {"setup"},

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
-import os
+import io
 import pathlib
 
 import numpy as np
+from etils import epath
 
 from pd_jax.metrics import files
+from pd_jax.writers import write_whole
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,15 +92,12 @@ def save_statistics(path: str | pathlib.Path, moments: Moments) -> None:
     Raises:
       ValueError: for a path that does not end in .npz.
     """
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path}: statistics are saved as .npz")
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, mu=moments.mean, sigma=moments.covariance)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    file = io.BytesIO()
+    np.savez(file, mu=moments.mean, sigma=moments.covariance)
+    write_whole(path, file.getvalue())
 
 
 def load_statistics(path: str | pathlib.Path) -> Moments:
