@@ -1,5 +1,6 @@
 """What is kept of a set of images, to compare it with another set."""
 
+import dataclasses
 import io
 from collections.abc import Callable
 
@@ -76,6 +77,7 @@ class Summary:
         return metrics
 
 
+@dataclasses.dataclass(eq=False)
 class Reference:
     """The figures that a summary is compared with, and their file.
 
@@ -85,8 +87,10 @@ class Reference:
       kept: pooled features [N, D].
     """
 
-    def __init__(self, num: int, pixels: Moments, pool: Moments | None, kept):
-        self.num, self.pixels, self.pool, self.kept = num, pixels, pool, kept
+    num: int
+    pixels: Moments
+    pool: Moments | None
+    kept: np.ndarray
 
     @classmethod
     def of(cls, summary: Summary) -> "Reference":
