@@ -89,11 +89,9 @@ class Dataset(abc.ABC):
           workers: processes that read and decode; 0 for none but this one.
         """
 
+    @abc.abstractmethod
     def draw_labels(self, rng: np.random.Generator, num: int) -> np.ndarray | None:
         """Labels [num] int32, as often as they occur; None without labels."""
-        if not self.num_classes:
-            return None
-        return rng.integers(self.num_classes, size=num, dtype=np.int32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
