@@ -52,7 +52,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with an optional variant: configs/digits.py:smoke"
 )
 DISTRIBUTED = flags.DEFINE_string(
-    "distributed", "auto", f"How processes join: {', '.join(('auto', 'on', 'off'))}"
+    "distributed", "auto", "How processes join: auto, on or off"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME")
 MODE = flags.DEFINE_string("mode", "run", f"One of: {', '.join(MODES)}")
