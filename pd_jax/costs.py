@@ -24,7 +24,7 @@ from pd_jax import evaluate, samplers
 from pd_jax.ladder import Stage
 from pd_jax.optim import Descent
 from pd_jax.setup import Setup, Training
-from pd_jax.step import Step
+from pd_jax.step import AHEAD, Step
 
 # Operations whose result shows the same numbers in another form.
 VIEWS = ("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim")
@@ -247,8 +247,9 @@ def _cost(setup: Setup, training: Training, weights: dict, num_devices: int) -> 
         "teacher's weights": num_bytes(state.teacher),
         "gradients": num_bytes(state.params) * _copies(parts),
         "activations": residual_bytes(kept),
-        # A call's batches, and the next one's.
-        "batch": 2 * num_bytes(_batch(setup, training.step.substeps, at_once * parts)),
+        # A call's batches, and those of the calls ahead.
+        "batch": (1 + AHEAD)
+        * num_bytes(_batch(setup, training.step.substeps, at_once * parts)),
     }
     return Cost(
         name=training.name,

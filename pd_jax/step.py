@@ -9,6 +9,7 @@ the batch. To the step a state is an array of this process; to checkpoints and s
 it is one array of all processes: `place` and `everywhere` go between the two.
 """
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -18,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
+AHEAD = 2  # calls whose batches are on the devices before they are needed
 
 
 class Step:
@@ -84,18 +86,21 @@ class Step:
         )
 
     def feed(self, batches: Iterator[dict]) -> Iterator[dict]:
-        """Batches for calls, put on the devices one call ahead.
+        """Batches for calls, put on the devices `AHEAD` calls ahead.
 
         Args:
-          batches: this process's part of one global batch each; leaves [B, ...].
+          batches: this process's part of one global batch each; leaves [B, ...], which
+            nobody writes to any more: on CPU an array may be used where it lies.
         """
-        ahead = None
+        ahead = collections.deque()
         while True:
             parts = [next(batches) for _ in range(self.substeps)]
-            shared = self.share(jax.tree.map(lambda *a: np.concatenate(a), *parts))
-            if ahead is not None:
-                yield ahead
-            ahead = shared
+            whole = parts[0]
+            if len(parts) > 1:
+                whole = jax.tree.map(lambda *a: np.concatenate(a), *parts)
+            ahead.append(self.share(whole))
+            if len(ahead) > AHEAD:
+                yield ahead.popleft()
 
     def share(self, batch: dict) -> dict:
         """Spreads a batch over this process's devices.

@@ -148,7 +148,7 @@ def test_memory_to_the_byte(found):
     num_weights += (64 * 8 + 8) + 2 * 8 + (8 * 64 + 64)  # in, norm, out
     assert found.num_weights == num_weights
     weights = 4 * num_weights
-    batch = 2 * 32 * (8 * 8 * 4 + 4)  # images and labels, one call ahead
+    batch = 3 * 32 * (8 * 8 * 4 + 4)  # images and labels, two calls ahead
     parts = dict(weights=weights, optimiser=2 * weights + 4, gradients=weights)
     parts |= {"averaged weights": weights, "teacher's weights": 0, "batch": batch}
     assert teacher.memory == parts | {"activations": teacher.memory["activations"]}

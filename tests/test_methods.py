@@ -253,6 +253,26 @@ def test_the_gradient_is_averaged_and_then_clipped(slopes, clip, used):
     assert float(moment) == pytest.approx(0.1 * used, rel=1e-5)
 
 
+@pytest.mark.parametrize("substeps", [1, 3])
+def test_the_feed_is_two_calls_ahead_and_in_order(substeps):
+    step = Step(lambda state, batch, keys: (state, {}), jax.devices()[:2], substeps)
+    given = []
+
+    def batches():
+        while True:
+            given.append(batch(4, seed=len(given)))
+            yield given[-1]
+
+    feed = step.feed(batches())
+    for call in range(3):
+        found = jax.device_get(next(feed))
+        assert len(given) == (call + 3) * substeps
+        for i in range(substeps):
+            for name, whole in given[call * substeps + i].items():
+                # [devices, substeps, B / devices, ...]
+                np.testing.assert_array_equal(np.concatenate(found[name][:, i]), whole)
+
+
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("name", methods.known())
 def test_the_step_lowers_for_accelerators(name, platform, cosine):
