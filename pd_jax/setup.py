@@ -49,6 +49,7 @@ class Setup:
       config: the config.
       dataset, schedule, model: what is learnt from, on which levels, with what; of a
         `sketch`, the data set is a `Description`.
+      shapes: the network's weights as shapes and types.
       trainings: the teacher's (unless it is exact or released) and the ladder's.
       released: a released teacher's weights, on the host; or None.
       teacher_steps: sampling steps that the teacher was made for; 0 for any.
@@ -58,14 +59,10 @@ class Setup:
     dataset: Dataset | Description
     schedule: Schedule
     model: Model
+    shapes: dict
     trainings: list[Training]
     released: dict | None
     teacher_steps: int
-
-    @property
-    def shapes(self) -> dict:
-        """The network's weights as shapes and types."""
-        return _shapes(self.model, self.dataset)
 
     def first_weights(self) -> dict:
         """What the first stage starts from: released, or new from the config's seed."""
@@ -172,7 +169,7 @@ def build(config: ConfigDict) -> Setup:
     released, steps = None, 0
     if config.teacher.released:
         released, steps = load_released(config.teacher.released, shapes)
-    return _assemble(config, dataset, model, released, steps or 0, devices)
+    return _assemble(config, dataset, model, shapes, released, steps or 0, devices)
 
 
 def sketch(config: ConfigDict, num_devices: int) -> Setup:
@@ -189,13 +186,15 @@ def sketch(config: ConfigDict, num_devices: int) -> Setup:
     options = config.data.to_dict()
     described = data.describe(options.pop("name"), **options)
     model = _model(config, described, "of chips")
-    return _assemble(config, described, model, None, 0, jax.local_devices()[:1])
+    shapes = _shapes(model, described)
+    return _assemble(config, described, model, shapes, None, 0, jax.local_devices()[:1])
 
 
 def _assemble(
     config: ConfigDict,
     dataset: Dataset | Description,
     model: Model,
+    shapes: dict,
     released: dict | None,
     steps: int,
     devices: list[jax.Device],
@@ -238,4 +237,4 @@ def _assemble(
     teacher = configs.teacher_stage(config)
     if teacher is not None:
         trainings.insert(0, training(0, "teacher", [teacher]))
-    return Setup(config, dataset, schedule, model, trainings, released, steps)
+    return Setup(config, dataset, schedule, model, shapes, trainings, released, steps)
