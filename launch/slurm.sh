@@ -69,7 +69,7 @@ done
 
 # Every task sees all GPUs of its node: JAX picks its own by the task's local number.
 # The first to end must not take the others with it while they still save, so no
-# --kill-on-bad-exit; JAX itself notices a lost process in 100 s.
+# --kill-on-bad-exit; JAX itself notices a lost process in 60 s.
 step=(
   srun --cpus-per-task="${option[cpus-per-task]}" --gpu-bind=none --label
   --kill-on-bad-exit=0 --wait=300
