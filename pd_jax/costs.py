@@ -160,6 +160,13 @@ class Cost:
         return rest + part * _copies(microbatches) + kept * at_once
 
 
+def _cast_bytes(method, weights: dict) -> int:
+    """Bytes of the weights that the network multiplies by in a type of its own."""
+    cast = jax.eval_shape(method.model.cast, weights)
+    both = zip(*map(jax.tree.leaves, (cast, weights)))
+    return num_bytes([here for here, kept in both if here.dtype != kept.dtype])
+
+
 def _copies(microbatches: int) -> int:
     """Gradients on a device at one time: a microbatch's own, and the sum of all."""
     return min(microbatches, 2)
@@ -240,13 +247,15 @@ def _cost(setup: Setup, training: Training, weights: dict, num_devices: int) -> 
     backward = jax.make_jaxpr(_with(method, _Kept).update)
     kept = backward(state, _batch(setup, at_once), keys).jaxpr
 
+    cast = _cast_bytes(method, weights)  # the backward pass keeps them too
     memory = {
         "weights": num_bytes(state.params),
+        "weights, cast": cast,
         "optimiser": num_bytes(state.opt_state),
         "averaged weights": num_bytes(state.ema),
         "teacher's weights": num_bytes(state.teacher),
         "gradients": num_bytes(state.params) * _copies(parts),
-        "activations": residual_bytes(kept),
+        "activations": residual_bytes(kept) - cast,
         # A call's batches, and those of the calls ahead.
         "batch": (1 + AHEAD)
         * num_bytes(_batch(setup, training.step.substeps, at_once * parts)),

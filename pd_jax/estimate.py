@@ -18,8 +18,8 @@ from pd_jax.setup import sketch
 ROOMY = 0.9  # share of a chip's memory above which a step is called tight
 NOTES = (
     "Not counted: compiling, reading data, writing checkpoints, Inception features.",
-    "Utilisation is a guess until measured. Weights and arithmetic are float32: TPUs",
-    "multiply that in bfloat16 by default, these GPUs in TF32, at half the peak above.",
+    "Utilisation is a guess until measured. With precision=float32 TPUs multiply in",
+    "bfloat16 still, these GPUs in TF32, at half the peak above.",
 )
 
 

@@ -134,7 +134,7 @@ def _estimate(name: str) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code."""
-    from pd_jax import processes, train
+    from pd_jax import compilation, processes, train
     from pd_jax.interrupt import Interrupted
     from pd_jax.loop import Diverged
 
@@ -162,6 +162,7 @@ def main(argv: list[str]) -> int:
             processes.join(DISTRIBUTED.value)
         except ValueError as error:
             raise Refused(str(error)) from error
+        compilation.keep()
         with open(os.devnull, "w") as nowhere:
             # What all processes would say alike, one says.
             out = sys.stdout if processes.is_first() else nowhere

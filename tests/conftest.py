@@ -12,8 +12,12 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# What two tests compile alike, they compile once.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="pd_jax_tests_"))
+# What two tests compile alike, they compile once, and the processes that they start.
+CACHE = os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="pd_jax_tests_")
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

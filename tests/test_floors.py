@@ -22,7 +22,7 @@ FLOORS = [
     },
     {"models", "denoisers", "state", "optim"},
     {"methods"},
-    {"step", "processes"},
+    {"step", "processes", "compilation"},
     {"data", "prepare", "metrics", "checkpoint", "writers", "interrupt"},
     {
         "config",
