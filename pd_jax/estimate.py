@@ -24,22 +24,30 @@ NOTES = (
 
 
 class Chip(NamedTuple):
-    """A chip as its maker states it: dense bfloat16 FLOP/s, bytes of memory."""
+    """A chip as its maker states it.
+
+    Attributes:
+      flops: dense bfloat16, a second.
+      memory: bytes.
+      link: bytes a second that it sends to its neighbours in a slice or a node.
+    """
 
     flops: float
     memory: float
+    link: float
 
 
 # Google Cloud's TPU pages, "system architecture"; NVIDIA's data sheets, SXM boards,
-# where the figures with sparsity are halved. A GB is taken as 10^9 bytes.
+# where the figures with sparsity, and those of NVLink in both directions, are halved.
+# A GB is taken as 10^9 bytes.
 CHIPS = {
-    "v4": Chip(275e12, 32e9),
-    "v5e": Chip(197e12, 16e9),
-    "v5p": Chip(459e12, 95e9),
-    "v6e": Chip(918e12, 32e9),
-    "A100": Chip(312e12, 80e9),
-    "H100": Chip(989e12, 80e9),
-    "H200": Chip(989e12, 141e9),
+    "v4": Chip(275e12, 32e9, 300e9),
+    "v5e": Chip(197e12, 16e9, 200e9),
+    "v5p": Chip(459e12, 95e9, 600e9),
+    "v6e": Chip(918e12, 32e9, 400e9),
+    "A100": Chip(312e12, 80e9, 300e9),
+    "H100": Chip(989e12, 80e9, 450e9),
+    "H200": Chip(989e12, 141e9, 450e9),
 }
 
 
@@ -130,6 +138,23 @@ def _memory(costs: Costs, name: str, chip: Chip) -> list[str]:
     )
 
 
+def _exchange(
+    costs: Costs, chip: Chip, num_chips: int, utilisation: float
+) -> list[str]:
+    """What the chips tell each other: the gradients' mean, once an update.
+
+    A ring all-reduce sends 2 (n-1)/n times the gradients' bytes from each of n chips.
+    """
+    rows = [("all-reduce of gradients", "a chip sends", "time", "of computing")]
+    for cost in costs.trainings:
+        sent = 2.0 * (num_chips - 1) / num_chips * cost.memory["weights"]
+        taken = sent / chip.link
+        computing = cost.flops / (num_chips * chip.flops * utilisation)
+        share = f"{taken / computing:.2%}"
+        rows.append((cost.name, _si(sent, "B"), f"{1e3 * taken:.3g} ms", share))
+    return _grid(*rows)
+
+
 def _time(costs: Costs, pace: float, num_chips: int) -> list[str]:
     """Chip-hours of each stage, at `pace` FLOP a chip-hour."""
 
@@ -193,6 +218,8 @@ def table(
         "",
         *_memory(costs, chip_name, chip),
         *(line for c in costs.trainings for line in _verdict(c, chip, num_chips)),
+        "",
+        *_exchange(costs, chip, num_chips, utilisation),
         "",
         *_time(costs, 3600.0 * chip.flops * utilisation, num_chips),
         "",

@@ -246,6 +246,15 @@ def test_time_is_work_over_pace():
     assert max(map(len, lines)) <= 90
 
 
+def test_all_reduce_is_told_beside_the_computing():
+    # 15/8 of 1 GB at 200 GB/s; computing takes 1/16 s on each of 16 chips.
+    lines = estimate.table("made", made(10**9), "v5e", 16, 0.5).splitlines()
+    first = lines.index(next(a for a in lines if a.startswith("all-reduce")))
+    assert lines[first + 1].split() == ["ladder", "1.875", "GB", "9.38", "ms", "15.00%"]
+    alone = estimate.table("made", made(10**9), "v5e", 1, 0.5)
+    assert "0 ms" in alone
+
+
 def test_what_does_not_fit_says_which_keys_help():
     said = estimate.table("made", made(64 * 10**9), "v5e", 16, 0.5)
     assert "of 16 GB (v5e)" in said
