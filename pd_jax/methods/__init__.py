@@ -5,6 +5,9 @@ a `Descent`, with
 
     start(weights, stage) -> state     a stage's first state; `weights` are what the
                                        stage before handed over, or fresh ones
+    loss(state, params, batch, keys, dropout_key=None) -> [B]
+                                       of `params` with the state's teacher and stage;
+                                       dropout only where its key is given
     update(state, batch, keys) -> (state, metrics)
                                        pure; per device, axis "batch"; one key per
                                        example; state.step grows by one
