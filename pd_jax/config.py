@@ -31,7 +31,7 @@ def _training() -> dict:
     return dict(
         batch=128,  # examples per update, over all devices
         weighting="truncated_snr",  # of diffusion.weighted_mse
-        decay="constant",  # of the learning rate over a stage: constant, linear, cosine
+        decay="constant",  # of the learning rate: constant, linear, cosine, cooldown
         warmup_updates=0,
         clip_norm=1.0,  # of the gradient averaged over devices; 0: no clipping
         dropout=0.0,  # in the network, while training
@@ -70,7 +70,8 @@ def default(data_name: str, model_name: str) -> ConfigDict:
                 updates=(0,),  # for every student, or one number a student
                 learning_rate=(5e-4,),  # likewise
                 check_updates=0,  # between measurements of the validation loss; 0: none
-                plateau=0.0,  # a stage ends early once that falls by a smaller share
+                plateau=0.0,  # a stage ends early once that falls by a smaller share;
+                # with decay="cooldown", after its learning rate has come down
                 **_training(),
             ),
             eval=dict(
