@@ -80,9 +80,16 @@ class StageCheckpoints:
         return self._manager.latest_step() or 0
 
     @property
+    def end(self) -> int:
+        """Updates of the whole stage: as planned, or fewer where its facts say so."""
+        planned = self.stage.updates
+        begun = 0 < self.updates < planned
+        return self.facts().get("end", planned) if begun else planned
+
+    @property
     def finished(self) -> bool:
         """Whether the stage's last update is saved."""
-        return self.updates >= self.stage.updates
+        return self.updates >= self.end
 
     def save(self, state: Any, facts: dict) -> None:
         """Saves a state, all but its teacher, in the background.

@@ -32,7 +32,7 @@ def _training() -> dict:
     return dict(
         batch=128,  # examples per update, over all devices
         weighting="truncated_snr",  # of diffusion.weighted_mse
-        decay="constant",  # of the learning rate over a stage: constant, linear, cosine
+        decay="constant",  # of the learning rate: constant, linear, cosine, cooldown
         warmup_updates=0,
         clip_norm=1.0,  # of the gradient averaged over devices; 0: no clipping
         dropout=0.0,  # in the network, while training
@@ -71,6 +71,9 @@ def default(data_name: str, model_name: str) -> ConfigDict:
                 factor=2,  # teacher steps per student step
                 updates=(0,),  # for every student, or one number a student
                 learning_rate=(5e-4,),  # likewise
+                check_updates=0,  # between measurements of the validation loss; 0: none
+                plateau=0.0,  # a stage ends early once that falls by a smaller share;
+                # with decay="cooldown", after its learning rate has come down
                 **_training(),
             ),
             eval=dict(
@@ -181,6 +184,23 @@ def _at_least(config: ConfigDict, bounds: dict[str, float]) -> None:
                 raise ValueError(f"{key}={value}: must be at least {bound}")
 
 
+def _check_plateau(section: ConfigDict, substeps: int) -> None:
+    """Raises ValueError for a plateau rule that cannot work."""
+    every, plateau = section.check_updates, section.plateau
+    if every < 0 or every % substeps:
+        raise ValueError(
+            f"ladder.check_updates={every}: must be 0, for no checks, or a positive "
+            f"multiple of run.substeps={substeps}"
+        )
+    if not 0.0 <= plateau < 1.0:
+        raise ValueError(f"ladder.plateau={plateau}: must be at least 0 and below 1")
+    if plateau and not every:
+        raise ValueError(
+            f"ladder.plateau={plateau} needs checks: give ladder.check_updates, the "
+            "updates between two of them"
+        )
+
+
 def check(config: ConfigDict, num_devices: int) -> None:
     """Raises ValueError for the first value that cannot work, naming its key."""
     names.check(config.data.name, data.known(), "data.name")
@@ -219,6 +239,8 @@ def check(config: ConfigDict, num_devices: int) -> None:
                 raise ValueError(
                     f"{name}.{key}={section[key]}: must be at least 0 and below 1"
                 )
+        if distils:
+            _check_plateau(section, config.run.substeps)
         parts = num_devices * section.microbatches
         if section.batch % parts:
             below = section.batch // parts * parts

@@ -4,6 +4,8 @@ import math
 import time
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from pd_jax import processes
@@ -11,6 +13,8 @@ from pd_jax.data import Dataset
 from pd_jax.ladder import Stage
 from pd_jax.setup import Training
 from pd_jax.writers import JsonLines, Progress
+
+BATCHES = 4  # of the training's size, in every measurement of the validation loss
 
 
 class Diverged(RuntimeError):
@@ -22,6 +26,8 @@ class Loop:
 
     Attributes:
       done: updates done in the stage.
+      end: updates at which the stage ends; fewer than planned once its validation loss
+        has stopped improving.
     """
 
     def __init__(
@@ -30,12 +36,21 @@ class Loop:
         stage: Stage,
         dataset: Dataset,
         done: int,
+        facts: dict,
         options: ConfigDict,
         lines: JsonLines,
         progress: Progress,
     ):
-        """Goes on after `done` updates; `options` is the config's section `run`."""
-        self.done = done
+        """Goes on after `done` updates.
+
+        Args:
+          done: updates done, as saved with `facts`.
+          facts: this class's own of before, or none of them.
+          options: the config's section `run`.
+        """
+        self.done, self.end = done, facts.get("end", stage.updates)
+        found = facts.get("validation_loss", {})
+        self._validation = {int(update): loss for update, loss in found.items()}
         self._training, self._stage = training, stage
         self._every, self._lines, self._progress = options.log_updates, lines, progress
         self._batches = dataset.batches(
@@ -46,11 +61,14 @@ class Loop:
             options.data_workers,
         )
         self._feed = training.step.feed(self._batches)
+        if training.measure:
+            self._checked = _validation_batches(training, dataset)
         self._held: list[dict] = []  # this interval's metrics, still on the device
         self._late: tuple[int, list[dict], float] | None = (
             None  # those of the one before
         )
         self._clock = time.monotonic(), done
+        self._work = training.batch * training.method.forwards  # of an update
         self._text = f"{stage.name}  starting"
 
     def passed(self, every: int) -> bool:
@@ -68,8 +86,38 @@ class Loop:
             # The interval before has just been waited for: a fair clock for this one.
             self._late = self.done, self._held, time.monotonic()
             self._held = []
-        work = training.step.substeps * training.batch * training.method.forwards
-        self._progress.advance(work, self._text)
+        self._progress.advance(training.step.substeps * self._work, self._text)
+        return state
+
+    @property
+    def facts(self) -> dict:
+        """What to save with the state, for a loop that goes on from it."""
+        return {"end": self.end, "validation_loss": dict(self._validation)}
+
+    def check(self, state):
+        """Measures the validation loss where due; may bring the stage's end nearer.
+
+        Returns:
+          The state, whose stage may have fewer updates than before.
+        """
+        training, planned = self._training, self._stage.updates
+        rule = training.plateau
+        if not rule.due(self.done) or self.done in self._validation:
+            return state
+        loss = training.measure(state, self._checked)
+        # What processes decide on is one and the same number.
+        self._validation[self.done] = processes.agree(lambda: loss)
+        self.flush()
+        if self.end == planned and rule.reached(list(self._validation.values())):
+            cooldown = training.method.descent.cooldown
+            self.end = rule.end(self.done, planned, cooldown)
+            updates = training.step.place(jnp.int32(self.end))
+            state = state.replace(stage=state.stage.replace(updates=updates))
+            self._progress.advance((planned - self.end) * self._work)
+            self._progress.say(
+                f"{self._stage.name}: a plateau at update {self.done}, ends after "
+                f"{self.end} of {planned} updates"
+            )
         return state
 
     def close(self) -> None:
@@ -97,6 +145,8 @@ class Loop:
         entry = {"stage": self._stage.name, "update": update}
         for name in metrics[0]:
             entry[name] = float(sum(m[name] for m in metrics) / len(metrics))
+        if update in self._validation:
+            entry["validation_loss"] = self._validation[update]
         if not math.isfinite(entry["loss"]):
             raise Diverged(
                 f"{self._stage.name}: the loss is {entry['loss']} at update {update}, "
@@ -107,6 +157,16 @@ class Loop:
         (before, at), self._clock = self._clock, (clock, update)
         rate = (update - at) / max(clock - before, 1e-9)
         self._text = (
-            f"{self._stage.name}  {update}/{self._stage.updates}  "
+            f"{self._stage.name}  {update}/{self.end}  "
             f"loss {entry['loss']:.3g}  {rate:.0f} updates/s"
         )
+
+
+def _validation_batches(training: Training, dataset: Dataset) -> dict:
+    """The examples of every check, evenly from all of those held back, placed."""
+    held_back = dataset.reference
+    parts = BATCHES * training.method.descent.microbatches
+    index, count = processes.part()
+    rows = np.arange(BATCHES * training.batch) * len(held_back)
+    rows = (rows // len(rows)).reshape(parts, count, -1)[:, index]
+    return training.step.share(held_back.take(rows.ravel()), parts)

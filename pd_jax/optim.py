@@ -12,7 +12,8 @@ from pd_jax import names
 from pd_jax.ladder import Stage
 from pd_jax.state import StageValues, TrainState
 
-DECAYS = ("constant", "linear", "cosine")
+DECAYS = ("constant", "linear", "cosine", "cooldown")
+COOLDOWN = 0.2  # share of a stage
 
 
 def _copy(tree):
@@ -26,8 +27,8 @@ class Descent:
 
     Attributes:
       warmup_updates: updates of linear growth from 0 to the peak learning rate.
-      decay: from the peak, over the stage's updates: "constant", "linear" or "cosine"
-        to 0.
+      decay: from the peak, over the stage's updates: "constant"; "linear" or
+        "cosine" to 0; or "cooldown", constant and then, over the last 20%, linear to 0.
       clip_norm: global norm to which the averaged gradient is clipped; 0 for none.
       weight_decay: decoupled, times the learning rate.
       ema: decay of the weights' running average; 0 for none. Early in a stage the
@@ -57,6 +58,11 @@ class Descent:
             optax.add_decayed_weights(self.weight_decay),
         )
 
+    @property
+    def cooldown(self) -> float:
+        """Share of a stage that is left when its rate should begin to fall."""
+        return COOLDOWN if self.decay == "cooldown" else 0.0
+
     def start(self, params, stage: Stage, teacher=None) -> TrainState:
         """A stage's first state: new optimiser, and own copies of the weights."""
         return TrainState(
@@ -76,6 +82,7 @@ class Descent:
             "constant": 1.0,
             "linear": 1.0 - done,
             "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
+            "cooldown": jnp.minimum(1.0, (1.0 - done) / COOLDOWN),
         }[self.decay]
         return stage.learning_rate * rise * fall
 

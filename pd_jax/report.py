@@ -184,6 +184,11 @@ def write(
         evaluation, setup, [Row(r["model"], r["num_steps"]) for r in rows]
     )
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in report["seconds"].items())
+    early = ", ".join(
+        f"{stage} after {updates['done']} of {updates['planned']} updates"
+        for stage, updates in report["updates"].items()
+        if updates["done"] < updates["planned"]
+    )
     protocol = report["protocol"]
     lines = [
         f"# {report['config']}",
@@ -200,6 +205,7 @@ def write(
         "",
         f"Time: {seconds}.",
         "",
+        *([f"Ended early, on a plateau: {early}.", ""] if early else []),
         "![quality against steps](quality.png)",
         "",
         "The same noise, in the same place of every picture:",

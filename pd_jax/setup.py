@@ -11,11 +11,11 @@ from pd_jax import data, methods, models, schedules
 from pd_jax.checkpoint import load_released
 from pd_jax.data import Dataset, Description
 from pd_jax.denoisers import Model
-from pd_jax.ladder import Stage
+from pd_jax.ladder import Plateau, Stage
 from pd_jax.metrics import inception, load_statistics
 from pd_jax.optim import Descent
 from pd_jax.schedules import Schedule
-from pd_jax.step import Step
+from pd_jax.step import Measure, Step
 
 
 @dataclasses.dataclass
@@ -30,6 +30,8 @@ class Training:
       batch: examples per update.
       key: base random key, placed.
       seed: base seed of the data order.
+      plateau: when a stage ends early.
+      measure: the validation loss of what a stage would hand over; None for no checks.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Training:
     batch: int
     key: jax.Array
     seed: tuple[int, ...]
+    plateau: Plateau
+    measure: Measure | None
 
 
 @dataclasses.dataclass
@@ -211,6 +215,12 @@ def _assemble(
     # One base key for every purpose, folded and never stored.
     root = jax.random.key(config.seed)
 
+    def handed_over(method):
+        def loss(state, batch, keys):
+            return method.loss(state, method.result(state), batch, keys)
+
+        return loss
+
     def training(purpose, name, stages):
         section = config[name]
         trained = Model(model.network.clone(dropout=section.dropout), model.output)
@@ -231,7 +241,13 @@ def _assemble(
         step = Step(method.update, devices, config.run.substeps)
         key = step.place(jax.random.fold_in(root, 1 + purpose))
         seed = (config.seed, purpose)
-        return Training(name, method, step, stages, section.batch, key, seed)
+        rule, measure = Plateau(), None
+        if section.get("check_updates"):
+            rule = Plateau(section.check_updates, section.plateau)
+            measure = Measure(handed_over(method), step, jax.random.fold_in(root, 3))
+        return Training(
+            name, method, step, stages, section.batch, key, seed, rule, measure
+        )
 
     trainings = [training(1, "ladder", configs.student_stages(config, steps))]
     teacher = configs.teacher_stage(config)

@@ -102,17 +102,18 @@ class Step:
             if len(ahead) > AHEAD:
                 yield ahead.popleft()
 
-    def share(self, batch: dict) -> dict:
-        """Spreads a batch over this process's devices.
+    def share(self, batch: dict, count: int | None = None) -> dict:
+        """Spreads batches over this process's devices.
 
         Args:
-          batch: leaves [substeps * B, ...] on the host, B examples a global batch (or
+          batch: leaves [count * B, ...] on the host, B examples a global batch (or
             this process's part of it).
+          count: how many batches that is; `substeps` where None.
         """
-        num = len(self._local)
+        count, num = count or self.substeps, len(self._local)
 
-        def cut(a):  # to [devices, substeps, B / devices, ...]
-            return np.swapaxes(a.reshape(self.substeps, num, -1, *a.shape[1:]), 0, 1)
+        def cut(a):  # to [devices, count, B / devices, ...]
+            return np.swapaxes(a.reshape(count, num, -1, *a.shape[1:]), 0, 1)
 
         split = self.sharding.update(spec=PartitionSpec(AXIS))
         return jax.device_put(jax.tree.map(cut, batch), split)
@@ -146,14 +147,65 @@ class Step:
         self.traces += 1
 
         def one(state, batch):
-            size = jax.tree.leaves(batch)[0].shape[0]
-            place = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
-            step_key = jax.random.fold_in(key, state.stage.index)
-            step_key = jax.random.fold_in(step_key, state.step)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, place)
+            keys = _keys(key, state.stage.index, state.step, batch)
             return self._update(state, batch, keys)
 
         if self.substeps == 1:
             return one(state, jax.tree.map(lambda a: a[0], batch))
         state, metrics = jax.lax.scan(one, state, batch)
         return state, jax.tree.map(jnp.mean, metrics)
+
+
+class Measure:
+    """A loss over the same examples with the same noise, whenever it is asked for.
+
+    A second mapped function on a step's devices, which reads a state and leaves it.
+
+    Attributes:
+      traces: how often it was traced so far.
+    """
+
+    def __init__(self, loss: Callable, step: Step, key: jax.Array):
+        """Maps `loss(state, batch, keys) -> [B]` over the devices of `step`.
+
+        The base key is not the updates': numbers of batches take the place of theirs.
+        """
+        self.traces = 0
+        self._loss, self._key = loss, step.place(key)
+        self._mapped = jax.pmap(
+            self._on_device,
+            axis_name=AXIS,
+            in_axes=(None, 0, None),
+            out_axes=None,
+            devices=step.devices,
+        )
+
+    def __call__(self, state, batches: dict) -> float:
+        """The mean loss; waits for it.
+
+        Args:
+          state: placed state.
+          batches: from `Step.share`, any number of them.
+        """
+        return float(self._mapped(state, batches, self._key))
+
+    def _on_device(self, state, batches, key):
+        """One device's part, traced once."""
+        self.traces += 1
+
+        def one(numbered):
+            number, batch = numbered
+            keys = _keys(key, state.stage.index, number, batch)
+            return jnp.mean(self._loss(state, batch, keys))
+
+        count = jax.tree.leaves(batches)[0].shape[0]
+        losses = jax.lax.map(one, (jnp.arange(count), batches))
+        return jax.lax.pmean(jnp.mean(losses), AXIS)
+
+
+def _keys(key: jax.Array, stage: jax.Array, number: jax.Array, batch: dict):
+    """A key for each example, by stage, update and place in the global batch, [B]."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    place = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
+    key = jax.random.fold_in(jax.random.fold_in(key, stage), number)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, place)

@@ -173,9 +173,10 @@ class _Run:
             each = training.batch * training.method.forwards
             for stage in training.stages:
                 with StageCheckpoints(self.workdir, stage) as kept:
-                    done += each * kept.updates
+                    skipped = stage.updates - kept.end
+                    done += each * (kept.updates + skipped)
                     if kept.updates:
-                        at = f"at {kept.updates}/{stage.updates}"
+                        at = f"at {kept.updates}/{kept.end}"
                         found.append(f"{stage.name} {'done' if kept.finished else at}")
                 total += each * stage.updates
         for name, work in self.evaluation.reference_work.items():
@@ -251,10 +252,10 @@ class _Run:
                 return
             began = time.monotonic()
             state, facts = self._start(training, stage, before, kept)
-            if (stage.updates - kept.updates) % self.options.substeps:
+            if (kept.end - kept.updates) % self.options.substeps:
                 raise Refused(
                     f"run.substeps={self.options.substeps} does not divide the updates "
-                    f"left of {stage.name}, {kept.updates} to {stage.updates}: give 1, "
+                    f"left of {stage.name}, {kept.updates} to {kept.end}: give 1, "
                     "and set it back in the next stage"
                 )
             self.lines.rewind(stage.name, kept.updates)
@@ -263,6 +264,7 @@ class _Run:
                 stage,
                 self.setup.dataset,
                 kept.updates,
+                facts,
                 self.options,
                 self.lines,
                 self.progress,
@@ -272,14 +274,15 @@ class _Run:
             made |= self._sampler(stage)
             saved = loop.done
             while True:
+                state = loop.check(state)
                 # The signal is looked at once a round: what ends a stage is saved.
-                ends = self.interrupt.asked() or loop.done == stage.updates
+                ends = self.interrupt.asked() or loop.done == loop.end
                 due = ends or loop.passed(self.options.checkpoint_updates)
                 if due and loop.done > saved:
                     loop.flush()
                     seconds = facts["seconds"] + time.monotonic() - began
                     traces = max(facts["traces"], training.step.traces)
-                    new = {"seconds": seconds, "traces": traces, **made}
+                    new = {"seconds": seconds, "traces": traces, **made, **loop.facts}
                     kept.save(training.step.everywhere(state), new)
                     saved = loop.done
                 if ends:
@@ -335,6 +338,14 @@ class _Run:
         for name, stages in facts.items():
             seconds[name] = sum(f["seconds"] for f in stages)
             traces[name] = max(f["traces"] for f in stages)
+        updates = {
+            stage.name: {
+                "done": found.get("end", stage.updates),
+                "planned": stage.updates,
+            }
+            for training in self.setup.trainings
+            for stage, found in zip(training.stages, facts[training.name])
+        }
         seconds["evaluation"] = sum(e["seconds"] for e in entries)
         rest = time.monotonic() - self.began - self.accounted
         seconds["total"] = sum(seconds.values()) + rest
@@ -343,6 +354,7 @@ class _Run:
             "rows": [{k: v for k, v in e.items() if k != "seconds"} for e in entries],
             "seconds": {k: round(v, 1) for k, v in seconds.items()},
             "traces": traces,
+            "updates": updates,
             "precision": self.setup.model.dtype.name,
             "protocol": self.evaluation.protocol(),
             "versions": {

@@ -13,12 +13,19 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Every stage finds a plateau at update 20, and ends at 30 of its 40 updates.
+EARLY_ENDS = [
+    "--config.ladder.decay=cooldown",
+    "--config.ladder.check_updates=10",
+    "--config.ladder.plateau=0.9",
+]
 COMMAND = [
     sys.executable,
     "-m",
     "pd_jax.main",
     "--config=configs/digits.py:smoke",
     "--config.run.checkpoint_updates=7",
+    *EARLY_ENDS,
 ]
 KILLS = 6
 
@@ -79,6 +86,8 @@ def check(workdir, undisturbed):
         json.loads((d / "report.json").read_text()) for d in (workdir, undisturbed)
     ]
     assert reports[0]["rows"] == reports[1]["rows"]
+    assert reports[0]["updates"] == reports[1]["updates"]
+    assert reports[0]["updates"]["student_4"] == {"done": 30, "planned": 40}
     lines = [
         [json.loads(line) for line in (d / "metrics.jsonl").read_text().splitlines()]
         for d in (workdir, undisturbed)

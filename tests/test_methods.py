@@ -1,5 +1,6 @@
 """Methods and the step that runs them, on several fake devices."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -17,7 +18,7 @@ from pd_jax.denoisers import Model
 from pd_jax.ladder import Stage
 from pd_jax.methods import _draws
 from pd_jax.optim import Descent
-from pd_jax.step import Step
+from pd_jax.step import Measure, Step
 
 RNG = np.random.default_rng(0)
 SHAPE = (4, 4, 1)
@@ -140,6 +141,37 @@ def test_a_ladder_traces_and_compiles_once(exact, cosine):
     assert counted == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("name", methods.known())
+def test_a_measure_is_the_same_on_any_devices_and_changes_nothing(name, cosine):
+    method = method_of(name, cosine, Descent(ema=0.9))
+    weights, examples = weights_of(method), batch(16, 2)
+
+    def loss(state, batch, keys):
+        return method.loss(state, method.result(state), batch, keys)
+
+    found = {}
+    for devices in (jax.devices()[:1], jax.devices()):
+        step = Step(method.update, devices)
+        measure = Measure(loss, step, jax.random.key(1))
+        state = step.place(method.start(weights, STAGE))
+        shared, key = step.share(examples, 2), step.place(jax.random.key(0))
+        first = measure(state, shared)
+        assert measure(state, shared) == first
+        for i in range(3):
+            state, _ = step(state, step.share(batch(16, seed=i)), key)
+        # A stage that ends earlier, and the next one, are measured by the same code.
+        sooner = state.stage.replace(updates=step.place(jnp.int32(4)))
+        state = state.replace(stage=sooner)
+        after = measure(state, shared)
+        state, _ = step(state, step.share(batch(16)), key)
+        other = dataclasses.replace(STAGE, index=2, num_steps=2)
+        last = measure(step.place(method.start(weights, other)), shared)
+        assert measure.traces == step.traces == 1
+        assert len({first, after, last}) == 3
+        found[len(devices)] = first, after, last
+    assert found[1] == pytest.approx(found[4], rel=1e-4)
+
+
 def test_exact_teacher_teaches_the_first_stage_only(cosine):
     """Far from the teacher's weights the two kinds of teacher give different losses."""
     plain = method_of("progressive", cosine)
@@ -217,10 +249,12 @@ def test_learning_rate_and_average():
     assert rate(0, decay="linear") == 2.0
     assert rate(75, decay="linear") == pytest.approx(0.5)
     assert rate(50, decay="cosine") == pytest.approx(1.0, abs=1e-5)
+    assert rate(80, decay="cooldown") == 2.0
+    assert rate(90, decay="cooldown") == pytest.approx(1.0)
     assert rate(0, warmup_updates=4) == pytest.approx(0.5)
     assert rate(3, warmup_updates=4) == 2.0
     assert state.weights is state.ema
-    with pytest.raises(ValueError, match="constant, cosine, linear"):
+    with pytest.raises(ValueError, match="constant, cooldown, cosine"):
         Descent(decay="steep")
 
 

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.test_kills import weights
+from tests.test_kills import EARLY_ENDS, weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMAND = [
@@ -21,6 +21,7 @@ COMMAND = [
     "pd_jax.main",
     "--config=configs/digits.py:smoke",
     "--config.run.checkpoint_updates=10",
+    *EARLY_ENDS,
 ]
 
 pytestmark = pytest.mark.slow
@@ -91,10 +92,9 @@ def same_end(workdir, alone):
     for stage, arrays in theirs.items():
         for a, b in zip(mine[stage], arrays):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
-    rows = [
-        json.loads((d / "report.json").read_text())["rows"] for d in (workdir, alone)
-    ]
-    for mine, theirs in zip(*rows):
+    reports = [json.loads((d / "report.json").read_text()) for d in (workdir, alone)]
+    assert reports[0]["updates"] == reports[1]["updates"]
+    for mine, theirs in zip(*(report["rows"] for report in reports)):
         assert mine["metrics"] == pytest.approx(theirs["metrics"], rel=1e-4)
 
 

@@ -153,6 +153,70 @@ def test_stopped_by_signals_and_gone_on_with_the_same_bits(
     assert updates.count(20) == 1
 
 
+def test_stages_that_end_early_end_alike_after_stops(tmp_path, monkeypatch, capsys):
+    config = default("ring2d", "mlp")
+    config.update_from_flattened_dict(
+        {
+            "data.num_points": 50,
+            "model.width": 8,
+            "model.num_blocks": 1,
+            "teacher.exact": True,
+            "ladder.start": 4,
+            "ladder.batch": 16,
+            "ladder.updates": (12,),
+            "ladder.decay": "cooldown",
+            "ladder.ema": 0.9,
+            "ladder.check_updates": 2,
+            "ladder.plateau": 0.9,  # of which no check's improvement is
+            "eval.teacher_steps": (1,),
+            "eval.num_samples": 20,
+            "eval.paired_samples": 20,
+            "eval.reference_steps": 4,
+            "run.checkpoint_updates": 5,
+        }
+    )
+    stops, calls, plain = (), [0], Loop.call
+
+    def call(self, state):
+        calls[0] += 1
+        if calls[0] in stops:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, state)
+
+    monkeypatch.setattr(Loop, "call", call)
+    whole = train.run(config, tmp_path / "whole", "tiny")
+    # A plateau at update 4, and two more updates with a falling learning rate.
+    early = {"done": 6, "planned": 12}
+    assert whole["updates"] == {"student_2": early, "student_1": early}
+    assert whole["traces"] == {"ladder": 1}
+    assert calls[0] == 2 * 6
+    text = (tmp_path / "whole" / "report.md").read_text()
+    assert "student_2 after 6 of 12 updates" in text
+    entries = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    entries = [e for e in map(json.loads, entries) if e["stage"] == "student_2"]
+    checks = {e["update"] for e in entries if "validation_loss" in e}
+    assert checks == {2, 4, 6}
+    rates = {e["update"]: e["learning_rate"] for e in entries}
+    peak = pytest.approx(5e-4)
+    assert rates == {2: peak, 4: peak, 5: peak, 6: pytest.approx(5e-4 * 5 / 6)}
+
+    # Before the plateau, while the rate falls, and in the last stage's last update.
+    stops, calls[0] = (3, 5, 12), 0
+    for _ in stops:
+        with pytest.raises(Interrupted):
+            train.run(config, tmp_path / "run", "tiny")
+    report = train.run(config, tmp_path / "run", "tiny")
+    assert "student_2 done, student_1 done" in capsys.readouterr().out
+    assert calls[0] == 2 * 6
+    assert report["rows"] == whole["rows"]
+    assert report["updates"] == whole["updates"]
+    last = [
+        json.loads((tmp_path / d / "metrics.jsonl").read_text().splitlines()[-1])
+        for d in ("run", "whole")
+    ]
+    assert last[0]["validation_loss"] == last[1]["validation_loss"]
+
+
 @pytest.mark.slow
 def test_labels_substeps_averages_and_a_factor_of_four(tmp_path):
     config = tiny(

@@ -5,6 +5,9 @@ a `Descent`, with
 
     start(weights, stage) -> state     a stage's first state; `weights` are what the
                                        stage before handed over, or fresh ones
+    loss(state, params, batch, keys, dropout_key=None) -> [B]
+                                       of `params` with the state's teacher and stage;
+                                       dropout only where its key is given
     update(state, batch, keys) -> (state, metrics)
                                        pure; per device, axis "batch"; one key per
                                        example; state.step grows by one
@@ -15,9 +18,10 @@ with a self-average or a second network and optimiser adds them there. Numbers t
 change from stage to stage come from `state.stage`, traced, never from Python: that is
 what makes one compiled update serve a whole ladder.
 
-Two class attributes: `needs_teacher` says whether a method distils, as the ladder's
-does and the teacher's does not; `forwards` counts network evaluations per example and
-update, a backward pass as two.
+A method keeps its optimiser, an `optim.Descent`, as `descent`. Two class attributes:
+`needs_teacher` says whether a method distils, as the ladder's does and the teacher's
+does not; `forwards` counts network evaluations per example and update, a backward pass
+as two.
 """
 
 import sys

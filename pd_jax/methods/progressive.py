@@ -64,27 +64,38 @@ class Method:
         first = state.stage.index == 0
         return lambda z, logsnr: jax.lax.cond(first, self.exact, network, z, logsnr)
 
+    def loss(
+        self,
+        state: TrainState,
+        params: dict,
+        batch: dict,
+        keys: jax.Array,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """How far a student step is from the teacher's k, per example, [B]."""
+        x, label = batch["image"], batch.get("label")
+        num_steps = state.stage.num_steps
+        t = _draws.grid_times(keys, num_steps)
+        logsnr = self.schedule(t)
+        z = diffuse(x, _draws.normal_like(keys, x), logsnr)
+        arc = arcs.follow(
+            self._teacher(state, label),
+            z,
+            t,
+            num_steps,
+            self.schedule,
+            self.teacher_steps,
+        )
+        denoise = self.model.denoiser(params, label, dropout_key)
+        truth = predict(arc.v, z, logsnr, "v")
+        return weighted_mse(denoise(z, logsnr), truth, self.weighting)
+
     def update(
         self, state: TrainState, batch: dict, keys: jax.Array
     ) -> tuple[TrainState, dict]:
         """One update; batch {"image" [B, ...], "label" [B]}, keys [B]."""
 
         def loss(params, batch, keys):
-            x, label = batch["image"], batch.get("label")
-            num_steps = state.stage.num_steps
-            t = _draws.grid_times(keys, num_steps)
-            logsnr = self.schedule(t)
-            z = diffuse(x, _draws.normal_like(keys, x), logsnr)
-            arc = arcs.follow(
-                self._teacher(state, label),
-                z,
-                t,
-                num_steps,
-                self.schedule,
-                self.teacher_steps,
-            )
-            denoise = self.model.denoiser(params, label, _draws.dropout_key(keys))
-            truth = predict(arc.v, z, logsnr, "v")
-            return weighted_mse(denoise(z, logsnr), truth, self.weighting)
+            return self.loss(state, params, batch, keys, _draws.dropout_key(keys))
 
         return self.descent.update(state, loss, batch, keys)

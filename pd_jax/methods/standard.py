@@ -46,24 +46,33 @@ class Method:
         """The trained weights."""
         return state.weights
 
+    def loss(
+        self,
+        state: TrainState,
+        params: dict,
+        batch: dict,
+        keys: jax.Array,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """How far the prediction is from the data, per example, [B]."""
+        x = batch["image"]
+        if self.discrete:
+            t = _draws.grid_times(keys, state.stage.num_steps)
+        else:
+            t = _draws.uniform_times(keys)
+        logsnr = self.schedule(t)
+        eps = _draws.normal_like(keys, x)
+        z = diffuse(x, eps, logsnr)
+        denoise = self.model.denoiser(params, batch.get("label"), dropout_key)
+        truth = Prediction(x, eps, velocity(x, eps, logsnr))
+        return weighted_mse(denoise(z, logsnr), truth, self.weighting)
+
     def update(
         self, state: TrainState, batch: dict, keys: jax.Array
     ) -> tuple[TrainState, dict]:
         """One update; batch {"image" [B, ...], "label" [B]}, keys [B]."""
 
         def loss(params, batch, keys):
-            x = batch["image"]
-            if self.discrete:
-                t = _draws.grid_times(keys, state.stage.num_steps)
-            else:
-                t = _draws.uniform_times(keys)
-            logsnr = self.schedule(t)
-            eps = _draws.normal_like(keys, x)
-            z = diffuse(x, eps, logsnr)
-            denoise = self.model.denoiser(
-                params, batch.get("label"), _draws.dropout_key(keys)
-            )
-            truth = Prediction(x, eps, velocity(x, eps, logsnr))
-            return weighted_mse(denoise(z, logsnr), truth, self.weighting)
+            return self.loss(state, params, batch, keys, _draws.dropout_key(keys))
 
         return self.descent.update(state, loss, batch, keys)
