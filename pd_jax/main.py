@@ -36,21 +36,15 @@ if __name__ == "__main__":
 import contextlib
 import gc
 import logging
-import pathlib
-import re
-import runpy
 
 from absl import flags
-from ml_collections import config_flags
 
-from pd_jax import config, names
+from pd_jax import names
+from pd_jax.command import CONFIG, parse
 from pd_jax.names import Refused
 
 MODES = ("run", "estimate")
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with an optional variant: configs/digits.py:smoke"
-)
 DISTRIBUTED = flags.DEFINE_string(
     "distributed", "auto", "How processes join: auto, on or off"
 )
@@ -61,59 +55,6 @@ CHIP = flags.DEFINE_string("chip", "v5e", "Accelerator to estimate for")
 NUM_CHIPS = flags.DEFINE_integer("num_chips", 8, "How many share the batch")
 UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Share of the chips' peak reached")
 COMPILE = flags.DEFINE_bool("compile", False, "Ask the compiler for the step's memory")
-
-
-def _load(given: str) -> dict:
-    """A config file's values, ahead of the flag; Refused says what is off."""
-    file, _, variant = given.partition(":")
-    if not pathlib.Path(file).is_file():
-        raise Refused(
-            f"--config={given}: no such file; give one like configs/digits.py, from "
-            "the folder that holds configs/"
-        )
-    try:
-        get_config = runpy.run_path(file).get("get_config")
-    except SyntaxError as error:
-        raise Refused(f"{file} is not Python: {error}") from error
-    if get_config is None:
-        raise Refused(f"{file}: defines no get_config(variant), so is no config file")
-    try:
-        values = get_config(variant) if variant else get_config()
-    except (AttributeError, KeyError) as error:  # a key that a config does not have
-        text, _, others = str(error.args[0]).partition(" Other fields")
-        hint = re.search(r"Did you mean[^?]*\?", others)
-        raise Refused(f"{file}: {text} {hint[0] if hint else ''}") from error
-    return dict(config.flatten(values))
-
-
-def _parse(argv: list[str]) -> None:
-    """Parses flags; Refused says what is wrong with them."""
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
-        sys.exit(0)
-    given = None
-    for argument, after in zip(argv, [*argv[1:], None]):
-        if re.fullmatch("--?config", argument):
-            given = after
-        elif re.match("--?config=", argument):
-            given = argument.split("=", 1)[1]
-    if given is None:
-        raise Refused("--config=configs/NAME.py is missing")
-    keys = _load(given)
-    # Ahead of the flags' own parsing, for one clear line instead of a traceback.
-    for argument in argv:
-        key = re.match(r"--?config\.([^=\[]*)", argument)
-        if key and key[1] not in keys:
-            raise Refused(
-                f"--config.{key[1]}: no such key in {given}."
-                + names.suggest(key[1], keys)
-            )
-    try:
-        rest = flags.FLAGS(argv)
-    except (flags.Error, IndexError, TypeError) as error:
-        raise Refused(f"{error}; flags are --name=value") from error
-    if len(rest) > 1:
-        raise Refused(f"unexpected argument {rest[1]}: flags are --name=value")
 
 
 def _estimate(name: str) -> None:
@@ -141,15 +82,11 @@ def main(argv: list[str]) -> int:
     # The storage library's tasks report there, at length, what is raised anyway.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
+        name, variant = parse(argv, __doc__)
         try:
-            _parse(argv)
             names.check(MODE.value, MODES, "mode")
         except ValueError as error:
             raise Refused(str(error)) from error
-        file, _, variant = config_flags.get_config_filename(
-            flags.FLAGS["config"]
-        ).partition(":")
-        name = pathlib.Path(file).stem
         folder = f"{name}_{variant}" if variant else name
         if WORKDIR.value == "":
             raise Refused("--workdir= is empty: give a folder, or leave the flag out")

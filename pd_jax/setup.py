@@ -157,16 +157,21 @@ def _check_data(config: ConfigDict, dataset: Dataset) -> None:
                 )
 
 
-def build(config: ConfigDict) -> Setup:
+def build(config: ConfigDict, dataset: Dataset | None = None) -> Setup:
     """Builds and checks all that a config names.
+
+    Args:
+      config: the config.
+      dataset: in place of the one that the config names.
 
     Raises:
       ValueError: for anything that cannot work, naming the config key.
     """
     devices = jax.devices()
     configs.check(config, len(devices))
-    options = config.data.to_dict()
-    dataset = data.get(options.pop("name"), **options)
+    if dataset is None:
+        options = config.data.to_dict()
+        dataset = data.get(options.pop("name"), **options)
     _check_data(config, dataset)
     model = _model(config, dataset, devices[0].platform)
     shapes = _shapes(model, dataset)

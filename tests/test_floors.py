@@ -35,9 +35,14 @@ FLOORS = [
         "preflight",
         "costs",
         "estimate",
+        "command",
+        "timing",
+        "subject",
+        "startup",
+        "bench_table",
     },
     {"train"},
-    {"main"},
+    {"main", "bench"},
 ]
 NEIGHBOURS = {
     "arcs": {"schedules", "diffusion"},
@@ -56,6 +61,11 @@ NEIGHBOURS = {
     "preflight": {"readings", "setup"},
     "costs": {"setup", "evaluate"},
     "estimate": {"setup", "costs"},
+    "command": {"config"},
+    "timing": {"setup", "costs"},
+    "subject": {"setup", "evaluate", "loop", "timing"},
+    "startup": {"setup", "costs", "subject", "timing"},
+    "bench_table": {"estimate", "subject"},
 }
 MATHS_LIBRARIES = {"jax", "numpy", "pd_jax"}
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,92 @@
+"""What the command lines share: a config file, changes to it, and clear refusals."""
+
+import pathlib
+import re
+import runpy
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from pd_jax import config, names
+from pd_jax.names import Refused
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, with an optional variant: configs/digits.py:smoke"
+)
+
+
+def _load(given: str) -> dict:
+    """A config file's values, ahead of the flag; Refused says what is off."""
+    file, _, variant = given.partition(":")
+    if not pathlib.Path(file).is_file():
+        raise Refused(
+            f"--config={given}: no such file; give one like configs/digits.py, from "
+            "the folder that holds configs/"
+        )
+    try:
+        get_config = runpy.run_path(file).get("get_config")
+    except SyntaxError as error:
+        raise Refused(f"{file} is not Python: {error}") from error
+    if get_config is None:
+        raise Refused(f"{file}: defines no get_config(variant), so is no config file")
+    try:
+        values = get_config(variant) if variant else get_config()
+    except (AttributeError, KeyError) as error:  # a key that a config does not have
+        text, _, others = str(error.args[0]).partition(" Other fields")
+        hint = re.search(r"Did you mean[^?]*\?", others)
+        raise Refused(f"{file}: {text} {hint[0] if hint else ''}") from error
+    return dict(config.flatten(values))
+
+
+def _parse(argv: list[str]) -> None:
+    """Parses flags; Refused says what is wrong with them."""
+    given = None
+    for argument, after in zip(argv, [*argv[1:], None]):
+        if re.fullmatch("--?config", argument):
+            given = after
+        elif re.match("--?config=", argument):
+            given = argument.split("=", 1)[1]
+    if given is None:
+        raise Refused("--config=configs/NAME.py is missing")
+    keys = _load(given)
+    # Ahead of the flags' own parsing, for one clear line instead of a traceback.
+    for argument in argv:
+        key = re.match(r"--?config\.([^=\[]*)", argument)
+        if key and key[1] not in keys:
+            raise Refused(
+                f"--config.{key[1]}: no such key in {given}."
+                + names.suggest(key[1], keys)
+            )
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, IndexError, TypeError) as error:
+        raise Refused(f"{error}; flags are --name=value") from error
+    if len(rest) > 1:
+        raise Refused(f"unexpected argument {rest[1]}: flags are --name=value")
+
+
+def parse(argv: list[str], usage: str) -> tuple[str, str]:
+    """Parses a command line, after which `CONFIG.value` is the config.
+
+    Args:
+      argv: the program and its arguments.
+      usage: what --help prints, which ends the program.
+
+    Returns:
+      The config file's name without its suffix, and the variant, which may be empty.
+
+    Raises:
+      Refused: for a flag, config file or key that is missing, unknown or malformed.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(usage)
+        sys.exit(0)
+    try:
+        _parse(argv)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    file, _, variant = config_flags.get_config_filename(
+        flags.FLAGS["config"]
+    ).partition(":")
+    return pathlib.Path(file).stem, variant

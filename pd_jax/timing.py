@@ -1,0 +1,149 @@
+"""For timing a config: figures over rounds, counts, data, and a peak to measure by."""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from pd_jax import data
+from pd_jax.costs import matmul_dtype, matmul_flops
+from pd_jax.data import Dataset, InMemory
+from pd_jax.setup import Training, sketch
+
+STANDIN = 2048  # random images in place of data that is not here
+# Rows and columns of the matrix product that is taken as a device's peak.
+PRODUCT = {"cpu": 2048}
+PRODUCT_ELSEWHERE = 8192
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One quantity, measured once a round."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median over the rounds."""
+        return statistics.median(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Half of the range, as a share of the median."""
+        return (max(self.values) - min(self.values)) / 2.0 / abs(self.median)
+
+    def map(self, change: Callable[[float], float]) -> "Figure":
+        """The figure with each value changed."""
+        return Figure(tuple(map(change, self.values)))
+
+    def over(self, other: "Figure") -> "Figure":
+        """The ratio to another figure, round by round."""
+        return Figure(tuple(a / b for a, b in zip(self.values, other.values)))
+
+
+class Compilations:
+    """Counts what a backend compiles, or reads compiled, within its context."""
+
+    def __init__(self):
+        self.count = 0
+
+    def _listen(self, event: str, seconds: float, **kw) -> None:
+        self.count += event == COMPILE_EVENT
+
+    def __enter__(self) -> "Compilations":
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *error) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+
+def find_data(config: ConfigDict) -> tuple[Dataset, str]:
+    """A config's data; random images of its form, and why, where it cannot be read.
+
+    Raises:
+      ValueError: where its form is not known either.
+    """
+    options = config.data.to_dict()
+    name = options.pop("name")
+    try:
+        return data.get(name, **options), ""
+    except (ValueError, OSError, ImportError) as error:
+        described = data.describe(name, **options)
+        why = str(error).partition("\n")[0]
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(STANDIN, *described.shape), dtype=np.uint8)
+    classes, labels = described.num_classes, None
+    if classes is None:
+        classes = max(config.model.get("num_classes", 0), 1)
+    if classes:
+        labels = rng.integers(classes, size=STANDIN, dtype=np.int32)
+    return InMemory(images, labels, flip=options.get("flip", False)), why
+
+
+def training_of(trainings: list[Training], name: str) -> Training:
+    """The training called `name`; ValueError where a config has none."""
+    for training in trainings:
+        if training.name == name:
+            return training
+    raise ValueError(f"--training={name}: this config's {name} is not trained")
+
+
+def step_flops(config: ConfigDict, name: str) -> tuple[int, np.dtype]:
+    """FLOP of an update over all devices, and the type that it multiplies in.
+
+    What is computed anew to save memory is no work, and a fused kernel's work is that
+    of the products that it stands for.
+    """
+    plain = config.copy_and_resolve_references()
+    plain.run.substeps = 1
+    for key, value in {"remat": (), "attention": "xla"}.items():
+        if key in plain.model:
+            plain.model[key] = value
+    num_devices = jax.device_count()
+    setup = sketch(plain, num_devices)
+    training = training_of(setup.trainings, name)
+    lead = (1, 1, training.batch // num_devices)
+    batch = {"image": jax.ShapeDtypeStruct((*lead, *setup.dataset.shape), jnp.float32)}
+    if setup.dataset.num_classes or setup.dataset.num_classes is None:
+        batch["label"] = jax.ShapeDtypeStruct(lead, jnp.int32)
+    start = training.method.start
+    state = jax.eval_shape(lambda w: start(w, training.stages[-1]), setup.shapes)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jaxpr = training.step.trace(state, batch, key).jaxpr.jaxpr
+    return matmul_flops(jaxpr) * num_devices, matmul_dtype(jaxpr)
+
+
+def products(mesh: Mesh, dtype: np.dtype) -> tuple[int, Callable[[int], float]]:
+    """Square matrix products on all devices at once, one after the other.
+
+    Returns:
+      FLOP of one round of products over all devices, and what does a number of rounds
+      and returns the seconds that they took.
+    """
+    n = PRODUCT.get(jax.default_backend(), PRODUCT_ELSEWHERE)
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+    def draw():
+        return jax.random.normal(jax.random.key(0), (mesh.size, n, n), dtype)
+
+    draw = jax.jit(draw, out_shardings=split)
+    product = jax.jit(lambda a, b: (a @ b) / math.sqrt(n), out_shardings=split)
+
+    def run(count: int) -> float:
+        a = b = jax.block_until_ready(draw())
+        began = time.perf_counter()
+        for _ in range(count):
+            b = product(a, b)
+        jax.block_until_ready(b)
+        return time.perf_counter() - began
+
+    return 2 * n**3 * mesh.size, run
