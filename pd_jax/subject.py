@@ -262,6 +262,7 @@ class Subject:
             self._stage,
             self.setup.dataset,
             0,
+            {},
             self._options,
             lines,
             progress,
