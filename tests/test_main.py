@@ -64,7 +64,7 @@ WRONG = [
     ((DIGITS, "--config.model.name=mpl"), 'Did you mean "mlp"'),
     ((DIGITS, "--config.model.output=w"), "known are both, ddpm, edm, eps, flow, v, x"),
     ((DIGITS, "--config.model.num_classes=5"), "give 10"),
-    ((DIGITS, "--config.model.width=3"), "model.width=3"),
+    ((DIGITS, "--config.model.emb_ch=3"), "model.emb_ch=3"),
     ((DIGITS, "--config.model.num_blocks=-1"), "model.num_blocks=-1"),
     ((DIGITS, "--config.data.name=digit"), 'Did you mean "digits"'),
     ((DIGITS, "--config.data.num_images=9999"), "1797"),

@@ -19,7 +19,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
-        """Maps h and embedding, both [B, width], to [B, width]."""
+        """Maps h [B, width] and embedding [B, emb_ch] to [B, width]."""
         dense = functools.partial(nn.Dense, dtype=self.dtype)
         modulation = dense(2 * self.width, name="modulate")(embedding)
         scale, shift = jnp.split(modulation, 2, axis=-1)
@@ -34,7 +34,8 @@ class Network(nn.Module):
     """Residual MLP.
 
     Attributes:
-      width: hidden width, even, at least 4.
+      width: hidden width.
+      emb_ch: width of the embedding of noise level and label, even, at least 4.
       num_blocks: residual blocks.
       num_classes: classes of the label; 0 or 1 for a network without labels.
       dropout: share of dropped hidden units when training.
@@ -43,6 +44,7 @@ class Network(nn.Module):
     """
 
     width: int = 256
+    emb_ch: int = 64
     num_blocks: int = 3
     num_classes: int = 0
     dropout: float = 0.0
@@ -63,17 +65,17 @@ class Network(nn.Module):
         Returns:
           Raw output [B, ..., out_ch].
         """
-        if self.width < 4 or self.width % 2:
-            raise ValueError(f"model.width={self.width}: must be even and at least 4")
-        for key in ("num_blocks", "num_classes"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"model.{key}={getattr(self, key)}: at least 0")
-        embedding = sinusoidal(time_input(logsnr, "inv_cos"), self.width)
-        embedding = nn.Dense(self.width, name="embed0")(embedding)
-        embedding = nn.Dense(self.width, name="embed1")(nn.swish(embedding))
+        if self.emb_ch < 4 or self.emb_ch % 2:
+            raise ValueError(f"model.emb_ch={self.emb_ch}: must be even and at least 4")
+        for key, least in dict(width=1, num_blocks=0, num_classes=0).items():
+            if getattr(self, key) < least:
+                raise ValueError(f"model.{key}={getattr(self, key)}: at least {least}")
+        embedding = sinusoidal(time_input(logsnr, "inv_cos"), self.emb_ch)
+        embedding = nn.Dense(self.emb_ch, name="embed0")(embedding)
+        embedding = nn.Dense(self.emb_ch, name="embed1")(nn.swish(embedding))
         if self.num_classes > 1:
             label = check_label(label, self.num_classes)
-            embedding += nn.Embed(self.num_classes, self.width, name="label")(label)
+            embedding += nn.Embed(self.num_classes, self.emb_ch, name="label")(label)
         embedding = nn.swish(add_extra(embedding, extra))
 
         h = nn.Dense(self.width, name="dense_in")(z.reshape(z.shape[0], -1))
