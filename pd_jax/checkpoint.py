@@ -27,6 +27,7 @@ from pd_jax.ladder import Stage
 from pd_jax.names import Refused
 from pd_jax.writers import is_remote
 
+SKIPPED = ocp.PLACEHOLDER  # in place of a leaf that is not to be read
 FORMAT = 1  # of the saved tree and its metadata
 
 
@@ -102,7 +103,7 @@ class StageCheckpoints:
           OSError: where this one, or the one before, could not be written.
         """
         content = ocp.args.Composite(
-            state=ocp.args.StandardSave(_bare(state)),
+            state=ocp.args.PyTreeSave(_bare(state)),
             facts=ocp.args.JsonSave({"format": FORMAT, **facts}),
         )
         with self._writing():
@@ -112,7 +113,7 @@ class StageCheckpoints:
         """The newest checkpoint.
 
         Args:
-          like: a state of `jax.ShapeDtypeStruct`, with shardings.
+          like: a state of `jax.ShapeDtypeStruct`, with shardings, or `SKIPPED`.
 
         Returns:
           The state, without a teacher, and the facts saved beside it.
@@ -120,9 +121,9 @@ class StageCheckpoints:
         Raises:
           Refused: where the checkpoint is damaged, or of another format.
         """
-        kept = self._read(
-            state=ocp.args.StandardRestore(_bare(like)), facts=ocp.args.JsonRestore()
-        )
+        like = _bare(like)
+        as_asked = ocp.args.PyTreeRestore(like, jax.tree.map(_as_asked, like))
+        kept = self._read(state=as_asked, facts=ocp.args.JsonRestore())
         return kept.state, self._checked(kept.facts)
 
     def facts(self) -> dict:
@@ -151,6 +152,14 @@ class StageCheckpoints:
 
 def _bare(state):
     return state.replace(teacher=None)
+
+
+def _as_asked(leaf) -> ocp.RestoreArgs:
+    if leaf is SKIPPED:
+        return ocp.RestoreArgs()
+    return ocp.ArrayRestoreArgs(
+        sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
+    )
 
 
 def _brief(error: Exception) -> str:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from pd_jax import __version__, preflight, processes, report
 from pd_jax import config as configs
-from pd_jax.checkpoint import StageCheckpoints
+from pd_jax.checkpoint import SKIPPED, StageCheckpoints
 from pd_jax.evaluate import Evaluation, rows
 from pd_jax.interrupt import Interrupt
 from pd_jax.ladder import Stage
@@ -223,7 +223,10 @@ class _Run:
         with StageCheckpoints(self.workdir, stage) as kept:
             if not kept.finished:
                 raise Refused(f"{self.workdir}: {stage.name} is not finished")
-            state, _ = kept.restore(self._shapes(training, stage))
+            shapes = self._shapes(training, stage)
+            wanted = {id(a) for a in jax.tree.leaves(training.method.result(shapes))}
+            only = jax.tree.map(lambda a: a if id(a) in wanted else SKIPPED, shapes)
+            state, _ = kept.restore(only)
         return training.method.result(state)
 
     def _facts(self, stage: Stage) -> dict:

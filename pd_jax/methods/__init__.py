@@ -11,7 +11,7 @@ a `Descent`, with
     update(state, batch, keys) -> (state, metrics)
                                        pure; per device, axis "batch"; one key per
                                        example; state.step grows by one
-    result(state) -> weights           what a finished stage hands over
+    result(state) -> weights           the part of it that a finished stage hands over
 
 The state is the method's own pytree with fields `step`, `stage` and `teacher`: a method
 with a self-average or a second network and optimiser adds them there. Numbers that
