@@ -46,7 +46,9 @@ def test_the_papers_ladders(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_its_step_and_sampler_lower_for_accelerators(name, tmp_path):
-    setup = build(get(name, "smoke"))
+    config = get(name, "smoke")
+    config.precision = "bfloat16"  # as there
+    setup = build(config)
     for training in setup.trainings:
         stage = training.stages[0]
         state = jax.eval_shape(
@@ -58,6 +60,7 @@ def test_its_step_and_sampler_lower_for_accelerators(name, tmp_path):
         for platform in ("tpu", "cuda"):
             text = traced.lower(lowering_platforms=(platform,)).as_text()
             assert "all_reduce" in text
+            assert "xbf16>" in text
     evaluation = Evaluation(setup, tmp_path)
     for platform in ("tpu", "cuda"):
         text = evaluation.trace().lower(lowering_platforms=(platform,)).as_text()
