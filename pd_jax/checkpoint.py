@@ -12,17 +12,17 @@ Weights may also come from one of the paper's released files: `load_released`.
 """
 
 import contextlib
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import flax.serialization
-import jax
+import flax.traverse_util
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
+from pd_jax import files
 from pd_jax.ladder import Stage
 from pd_jax.names import Refused
 from pd_jax.writers import is_remote
@@ -68,7 +68,7 @@ class StageCheckpoints:
         try:
             yield
         except Exception as error:
-            cause = _brief(error)
+            cause = files.brief(error)
             raise OSError(
                 f"{self._directory}: checkpoint not written ({cause}); the ones before "
                 "are kept, and the same command goes on from there"
@@ -133,7 +133,7 @@ class StageCheckpoints:
         try:
             return self._manager.restore(self.updates, args=ocp.args.Composite(**items))
         except Exception as error:  # whatever a damaged file leads to
-            cause = _brief(error)
+            cause = files.brief(error)
             raise Refused(
                 f"{self._directory / str(self.updates)} is damaged ({cause}): delete "
                 "that folder and run again, from the one before"
@@ -151,11 +151,6 @@ class StageCheckpoints:
 
 def _bare(state):
     return state.replace(teacher=None)
-
-
-def _brief(error: Exception) -> str:
-    """The storage library's message without the specification that it appends."""
-    return str(error).partition("\n")[0].partition(" [tensorstore_spec")[0][:300]
 
 
 def load_released(path: str, like: dict) -> tuple[dict, int | None]:
@@ -177,16 +172,15 @@ def load_released(path: str, like: dict) -> tuple[dict, int | None]:
         every leaf that is missing, extra or of another shape.
     """
     try:
-        content = flax.serialization.msgpack_restore(_bytes(path))
-        found = content["ema_params"]
+        content = files.parse_msgpack(_bytes(path))
+        found = flax.traverse_util.flatten_dict(content["ema_params"], sep="/")
         num_steps = int(content.get("num_sample_steps") or 0)
     except Exception as error:  # whatever a damaged file leads to
-        what = type(error).__name__
         raise ValueError(
             f"{path}: not a released checkpoint, which is Flax msgpack with ema_params "
-            f"({what}: {_brief(error)})"
+            f"({files.brief(error)})"
         ) from error
-    wanted, found = _leaves(like), _leaves(found)
+    wanted = flax.traverse_util.flatten_dict(like, sep="/")
     problems = [
         f"missing {name} {tuple(wanted[name].shape)}"
         for name in wanted.keys() - found.keys()
@@ -196,37 +190,29 @@ def load_released(path: str, like: dict) -> tuple[dict, int | None]:
         here, there = wanted[name].shape, getattr(found[name], "shape", None)
         if there is None or _squeezed(here) != _squeezed(there):
             problems.append(f"{name} is {there}, not {tuple(here)}")
+        elif not jnp.issubdtype(found[name].dtype, jnp.floating):
+            problems.append(f"{name} is of {found[name].dtype}, not floating point")
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(
             f"{path} holds another network: {'; '.join(sorted(problems)[:8])}{more}"
         )
-    flat, tree = jax.tree_util.tree_flatten_with_path(like)
-    leaves = [
-        np.asarray(found[_name(at)]).astype(leaf.dtype).reshape(leaf.shape)
-        for at, leaf in flat
-    ]
-    return jax.tree.unflatten(tree, leaves), num_steps or None
+    arrays = {
+        name: np.asarray(found[name]).astype(leaf.dtype).reshape(leaf.shape)
+        for name, leaf in wanted.items()
+    }
+    return flax.traverse_util.unflatten_dict(arrays, sep="/"), num_steps or None
 
 
 def _bytes(path: str) -> bytes:
     """A whole file, local or remote."""
     if not is_remote(path):
-        return pathlib.Path(path).read_bytes()
+        return files.existing(path).read_bytes()
     folder, _, name = path.rpartition("/")
     read = tensorstore.KvStore.open(folder + "/").result().read(name).result()
     if read.state != "value":
         raise FileNotFoundError(f"no such file: {path}")
     return read.value
-
-
-def _name(at: tuple) -> str:
-    return "/".join(str(key.key) for key in at)
-
-
-def _leaves(tree: dict) -> dict[str, Any]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(at): leaf for at, leaf in flat}
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,10 +14,10 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, preflight, processes, report
+from pd_jax import __version__, files, preflight, processes, report
 from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
-from pd_jax.evaluate import Evaluation, rows
+from pd_jax.evaluate import Evaluation, check_entry, rows
 from pd_jax.interrupt import Interrupt
 from pd_jax.ladder import Stage
 from pd_jax.loop import Loop
@@ -100,7 +100,7 @@ def _open(workdir: epath.Path, config: ConfigDict) -> dict | None:
     """Checks that a workdir is this config's; its report where it is complete."""
     kept = workdir / "config.json"
     if kept.exists():
-        changed = configs.differences(_read(kept), config.to_dict())
+        changed = configs.differences(files.read_json(kept), config.to_dict())
         if changed:
             raise ValueError(
                 f"{workdir} was made by a different config:\n  "
@@ -113,18 +113,12 @@ def _open(workdir: epath.Path, config: ConfigDict) -> dict | None:
             "use another one with --workdir=DIR"
         )
     done = workdir / "report.json"
-    report = _read(done) if done.exists() else {}
-    return report if "rows" in report else None
-
-
-def _read(path: epath.Path) -> dict:
     try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (not a JSON object)")
-    return found
+        report = files.read_json(done) if done.exists() else {}
+        rows = report.get("rows") or []
+        return report if rows and all(map(check_entry, rows)) else None
+    except (ValueError, AttributeError, TypeError):
+        return None  # all that it holds is kept elsewhere: it is made again
 
 
 def _visible(folder: epath.Path) -> list[epath.Path]:
@@ -363,10 +357,10 @@ class _Run:
                 "jaxlib": jaxlib.__version__,
             },
         }
-        files = report.write(self.workdir, result, self.evaluation, self.setup)
+        names = report.write(self.workdir, result, self.evaluation, self.setup)
         print(report.table(result["rows"], everything=False))
         if not self.setup.config.eval.inception and len(self.setup.dataset.shape) == 3:
             print("FID not measured: no Inception weights given (eval.inception)")
         print("time: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()))
-        print(f"wrote {', '.join(f for f in files if '/' not in f)} in {self.workdir}")
+        print(f"wrote {', '.join(f for f in names if '/' not in f)} in {self.workdir}")
         return result

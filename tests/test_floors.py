@@ -23,6 +23,7 @@ FLOORS = [
     {"models", "denoisers", "state", "optim"},
     {"methods"},
     {"step", "processes", "compilation"},
+    {"files"},
     {"data", "prepare", "metrics", "checkpoint", "writers", "interrupt"},
     {
         "config",
