@@ -1,11 +1,9 @@
 """The order of things: teacher, ladder, evaluation, report; whatever is missing."""
 
 import contextlib
-import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,16 +12,15 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, files, preflight, processes, report
-from pd_jax import config as configs
+from pd_jax import __version__, folder, preflight, processes, report
 from pd_jax.checkpoint import StageCheckpoints
-from pd_jax.evaluate import Evaluation, check_entry, rows
+from pd_jax.evaluate import Evaluation, rows
 from pd_jax.interrupt import Interrupt
 from pd_jax.ladder import Stage
 from pd_jax.loop import Loop
 from pd_jax.names import Refused
 from pd_jax.setup import Setup, Training, build
-from pd_jax.writers import JsonLines, Progress, is_remote, write_whole
+from pd_jax.writers import JsonLines, Progress, write_whole
 
 
 def run(
@@ -51,79 +48,26 @@ def run(
     began = time.monotonic() if began is None else began
     try:
         workdir = epath.Path(workdir)
-        finished = processes.agree(lambda: _open(workdir, config))
-        setup = build(config) if finished is None else None
-    except ImportError as error:  # for the storage that the workdir's prefix names
-        raise Refused(f"--workdir={workdir}: {error}") from error
-    except ValueError as error:
-        raise Refused(str(error)) from error
-    if finished is not None:
-        print(f"{workdir}: everything is done already, nothing to do")
-        print(report.table(finished["rows"], everything=False))
-        return finished
-    if processes.agree(lambda: not (workdir / "config.json").exists()):
-        preflight.try_teacher(setup)
+    except (ImportError, KeyError) as error:  # for what the prefix names
+        raise Refused(f"--workdir={workdir}: no such storage here: {error}") from error
     with contextlib.ExitStack() as held:
-        processes.agree(lambda: _begin(workdir, config, held))
-        return _Run(setup, workdir, name, began).all()
-
-
-def _begin(workdir: epath.Path, config: ConfigDict, held: contextlib.ExitStack) -> None:
-    """Makes a run's folder this process's own for as long as `held` is."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    held.enter_context(_alone(workdir))
-    text = json.dumps(config.to_dict(), indent=1) + "\n"
-    write_whole(workdir / "config.json", text)
-
-
-@contextlib.contextmanager
-def _alone(workdir: epath.Path) -> Iterator[None]:
-    """Holds a folder's lock, which dies with its holder; Refused where it is held.
-
-    An object store has no locks.
-    """
-    if is_remote(workdir):
-        yield
-        return
-    with open(workdir / ".lock", "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Refused(
-                f"{workdir} is in use by another process: wait for it, stop it, or use "
-                "another folder with --workdir=DIR"
-            ) from error
-        yield
-
-
-def _open(workdir: epath.Path, config: ConfigDict) -> dict | None:
-    """Checks that a workdir is this config's; its report where it is complete."""
-    kept = workdir / "config.json"
-    if kept.exists():
-        changed = configs.differences(files.read_json(kept), config.to_dict())
-        if changed:
-            raise ValueError(
-                f"{workdir} was made by a different config:\n  "
-                + "\n  ".join(changed)
-                + "\nUse those values again, or another folder with --workdir=DIR."
-            )
-    elif workdir.exists() and (not workdir.is_dir() or _visible(workdir)):
-        raise ValueError(
-            f"{workdir} is there, has no config.json, and so is not a folder of a run: "
-            "use another one with --workdir=DIR"
-        )
-    done = workdir / "report.json"
-    try:
-        report = files.read_json(done) if done.exists() else {}
-        rows = report.get("rows") or []
-        return report if rows and all(map(check_entry, rows)) else None
-    except (ValueError, AttributeError, TypeError):
-        return None  # all that it holds is kept elsewhere: it is made again
-
-
-def _visible(folder: epath.Path) -> list[epath.Path]:
-    """Files but the hidden ones, which a write cut short may leave behind."""
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+            finished, new = processes.agree(lambda: folder.take(workdir, config, held))
+            setup = build(config) if finished is None else None
+        except ImportError as error:
+            raise Refused(f"--workdir={workdir}: {error}") from error
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        if finished is not None:
+            print(f"{workdir}: everything is done already, nothing to do")
+            print(report.table(finished["rows"], everything=False))
+            return finished
+        if new:
+            preflight.try_teacher(setup)
+            processes.agree(lambda: folder.make(workdir, held))
+        text = json.dumps(config.to_dict(), indent=1) + "\n"
+        processes.agree(lambda: write_whole(workdir / "config.json", text))
+        return _Run(setup, workdir, name, began).all()
 
 
 class _Run:

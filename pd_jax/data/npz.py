@@ -57,4 +57,6 @@ def load(
         )
     if labels.min() < 0:
         raise ValueError(f'{path}: "{label_key}" has negative labels; count from 0')
+    if labels.max() >= 2**31:
+        raise ValueError(f'{path}: "{label_key}" has labels of 2^31 or above')
     return InMemory(images, labels.astype(np.int32), flip=flip)
