@@ -12,6 +12,7 @@ Weights may also come from one of the paper's released files: `load_released`.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
-from pd_jax import files
+from pd_jax import files, processes, seal
 from pd_jax.ladder import Stage
 from pd_jax.names import Refused
 from pd_jax.writers import is_remote
@@ -36,6 +37,10 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+class Damaged(Refused):
+    """A checkpoint whose files are not those that were written."""
+
+
 class StageCheckpoints:
     """The checkpoints of one stage; a context manager that ends with all written.
 
@@ -45,8 +50,10 @@ class StageCheckpoints:
 
     def __init__(self, workdir: epath.Path, stage: Stage):
         self.stage = stage
-        folder = workdir if is_remote(workdir) else workdir.absolute()
-        self._directory = folder / "checkpoints" / stage.name
+        self._workdir = workdir if is_remote(workdir) else workdir.absolute()
+        self._directory = self._workdir / "checkpoints" / stage.name
+        self._unsealed: int | None = None  # what was saved last
+        self._sealing: threading.Thread | None = None
         self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -61,6 +68,34 @@ class StageCheckpoints:
     def __exit__(self, *error) -> None:
         with self._writing():
             self._manager.close()
+            self._seal()
+            self._wait()
+
+    @property
+    def newest(self) -> epath.Path:
+        """Folder of the newest checkpoint."""
+        return self._directory / str(self.updates)
+
+    def _seal(self) -> None:
+        """Begins to seal what was saved last, now that it is written."""
+        self._wait()
+        update, self._unsealed = self._unsealed, None
+        # Object stores have checksums of their own.
+        if update is None or is_remote(self._directory) or not processes.is_first():
+            return
+        place = self._directory / str(update)
+
+        def run():
+            with contextlib.suppress(OSError):  # a disk that is full says so elsewhere
+                seal.make(place)
+
+        self._sealing = threading.Thread(target=run)
+        self._sealing.start()
+
+    def _wait(self) -> None:
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -83,8 +118,12 @@ class StageCheckpoints:
     def end(self) -> int:
         """Updates of the whole stage: as planned, or fewer where its facts say so."""
         planned = self.stage.updates
-        begun = 0 < self.updates < planned
-        return self.facts().get("end", planned) if begun else planned
+        if not 0 < self.updates < planned:
+            return planned
+        try:
+            return self.facts().get("end", planned)
+        except Damaged:
+            return planned
 
     @property
     def finished(self) -> bool:
@@ -106,7 +145,10 @@ class StageCheckpoints:
             facts=ocp.args.JsonSave({"format": FORMAT, **facts}),
         )
         with self._writing():
+            self._manager.wait_until_finished()
+            self._seal()
             self._manager.save(int(state.step), args=content)
+            self._unsealed = int(state.step)
 
     def restore(self, like: Any) -> tuple[Any, dict]:
         """The newest checkpoint.
@@ -118,12 +160,37 @@ class StageCheckpoints:
           The state, without a teacher, and the facts saved beside it.
 
         Raises:
-          Refused: where the checkpoint is damaged, or of another format.
+          Damaged: where its files are not what was written.
+          Refused: where it is of another format.
         """
+        self._checked(self._read(facts=ocp.args.JsonRestore()).facts)
+        found = self.damage()
+        if found:
+            raise Damaged(f"{self.newest} is damaged ({found})")
         kept = self._read(
             state=ocp.args.StandardRestore(_bare(like)), facts=ocp.args.JsonRestore()
         )
-        return kept.state, self._checked(kept.facts)
+        return kept.state, kept.facts
+
+    def damage(self) -> str | None:
+        """What is wrong with the newest checkpoint's files, where that is known."""
+        return processes.agree(lambda: seal.damage(self.newest))
+
+    def set_aside(self) -> epath.Path:
+        """Moves the newest checkpoint out of the way; returns where it is now."""
+        place = self._workdir / "damaged" / f"{self.stage.name}_{self.updates}"
+
+        def move():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            taken = 0
+            while (to := place.with_name(f"{place.name}_{taken}")).exists():
+                taken += 1
+            self.newest.rename(to)
+            return str(to)
+
+        moved = epath.Path(processes.agree(move))
+        self._manager.reload()
+        return moved
 
     def facts(self) -> dict:
         """What the newest checkpoint says of itself; as for `restore`."""
@@ -134,17 +201,15 @@ class StageCheckpoints:
             return self._manager.restore(self.updates, args=ocp.args.Composite(**items))
         except Exception as error:  # whatever a damaged file leads to
             cause = files.brief(error)
-            raise Refused(
-                f"{self._directory / str(self.updates)} is damaged ({cause}): delete "
-                "that folder and run again, from the one before"
-            ) from error
+            raise Damaged(f"{self.newest} is damaged ({cause})") from error
 
     def _checked(self, facts: dict) -> dict:
         found = facts.get("format")
         if found != FORMAT:
             raise Refused(
-                f"{self._directory}: checkpoint format {found}, this version of pd_jax "
-                f"reads {FORMAT}"
+                f"{self.newest}: checkpoint format {found}, and this version of pd_jax "
+                f"reads {FORMAT}: go on with the version that wrote it, or use another "
+                "folder with --workdir=DIR"
             )
         return facts
 

@@ -212,6 +212,11 @@ class Evaluation:
             work["reference_exact"] = num * 2 * EXACT_STEPS
         return work
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything that was measured is kept."""
+        return bool(self._have)
+
     def has(self, name: str) -> bool:
         """Whether samples are kept under a row's or a reference's name."""
         return f"{name}.npy" in self._have

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pd_jax import __version__, folder, preflight, processes, report
-from pd_jax.checkpoint import StageCheckpoints
+from pd_jax import config as configs
+from pd_jax.checkpoint import Damaged, StageCheckpoints
 from pd_jax.evaluate import Evaluation, rows
 from pd_jax.interrupt import Interrupt
 from pd_jax.ladder import Stage
@@ -106,7 +108,7 @@ class _Run:
     def _work(self) -> tuple[int, int, list[str]]:
         """Work done and in all, in forward passes of one example; what was found."""
         done = total = 0
-        found = []
+        found, self.begun = [], set()  # the stages that have a checkpoint
         for training in self.setup.trainings:
             each = training.batch * training.method.forwards
             for stage in training.stages:
@@ -114,6 +116,7 @@ class _Run:
                     skipped = stage.updates - kept.end
                     done += each * (kept.updates + skipped)
                     if kept.updates:
+                        self.begun.add(stage)
                         at = f"at {kept.updates}/{kept.end}"
                         found.append(f"{stage.name} {'done' if kept.finished else at}")
                 total += each * stage.updates
@@ -156,27 +159,81 @@ class _Run:
             ),
         )
 
-    def _weights(self, training: Training, stage: Stage) -> dict:
-        """A finished stage's weights, from disk."""
+    def _finished(self, stage: Stage, read: Callable) -> Any:
+        """What `read` finds in a finished stage's checkpoints."""
         with StageCheckpoints(self.workdir, stage) as kept:
             if not kept.finished:
                 raise Refused(f"{self.workdir}: {stage.name} is not finished")
-            state, _ = kept.restore(self._shapes(training, stage))
+            try:
+                return read(kept)
+            except Damaged as error:
+                raise self._lost(stage, error) from error
+
+    def _lost(self, stage: Stage, error: Damaged) -> Refused:
+        """The end of a stage that others came from: nothing here can replace it."""
+        return Refused(
+            f"{error}. It is the end of {stage.name}, which others have learnt from or "
+            "were measured with: put that folder back from a copy; or move "
+            f"checkpoints/{stage.name}, the stages after it and evaluation/ out of "
+            f"{self.workdir}, to make them again"
+        )
+
+    def _followed(self, stage: Stage) -> bool:
+        """Whether later stages or figures have come from a stage."""
+        stages = [stage for t in self.setup.trainings for stage in t.stages]
+        later = stages[stages.index(stage) + 1 :]
+        return bool(self.begun.intersection(later)) or self.evaluation.begun
+
+    def _weights(self, training: Training, stage: Stage) -> dict:
+        """A finished stage's weights, from disk."""
+
+        def read(kept):
+            self._check_facts(kept, stage)
+            return kept.restore(self._shapes(training, stage))
+
+        state, _ = self._finished(stage, read)
         return training.method.result(state)
 
     def _facts(self, stage: Stage) -> dict:
         """What a finished stage's checkpoint says of itself."""
-        with StageCheckpoints(self.workdir, stage) as kept:
-            return kept.facts()
+        return self._finished(stage, StageCheckpoints.facts)
+
+    def _check_facts(self, kept: StageCheckpoints, stage: Stage) -> None:
+        """Refuses a checkpoint of another network, data set or config."""
+        facts, mine = kept.facts(), self._sampler(stage)
+        theirs = {key: facts.get(key, value) for key, value in mine.items()}
+        changed = configs.differences(theirs, mine)
+        if changed:
+            raise Refused(
+                f"{kept.newest} belongs to another run:\n  "
+                + "\n  ".join(changed)
+                + "\nPut back what was there, or use another folder with --workdir=DIR."
+            )
+
+    def _restore(self, training, stage, kept) -> tuple[Any, dict] | None:
+        """The newest checkpoint of a stage that can be read, those above set aside."""
+        while kept.updates:
+            try:
+                self._check_facts(kept, stage)
+                return kept.restore(self._shapes(training, stage))
+            except Damaged as error:
+                if self._followed(stage):
+                    raise self._lost(stage, error) from error
+                moved = kept.set_aside()
+                on = f"from update {kept.updates}" if kept.updates else "from its start"
+                self.progress.say(
+                    f"{error}; moved to {moved}; {stage.name} goes on {on}"
+                )
+        return None
 
     def _start(self, training, stage, before, kept) -> tuple[Any, dict]:
         """A stage's state where training goes on, placed, and its facts."""
         weights = self._weights(*before) if before else self.setup.first_weights()
-        if not kept.updates:
+        restored = self._restore(training, stage, kept)
+        if restored is None:
             state = training.method.start(weights, stage)
             return training.step.place(state), {"seconds": 0.0, "traces": 0}
-        shapes = self._shapes(training, stage)
-        state, facts = kept.restore(shapes)
+        state, facts = restored
         start = training.method.start  # of which only the teacher is made
         teacher = jax.jit(lambda weights: start(weights, stage).teacher)(weights)
         return training.step.place(state.replace(teacher=teacher)), facts
@@ -186,7 +243,7 @@ class _Run:
     ) -> None:
         """Trains one stage from where it is to its end; `before` hands over."""
         with StageCheckpoints(self.workdir, stage) as kept:
-            if kept.finished:
+            if kept.finished and (self._followed(stage) or not kept.damage()):
                 return
             began = time.monotonic()
             state, facts = self._start(training, stage, before, kept)
@@ -243,6 +300,11 @@ class _Run:
             "clip": config.eval.clip,
             "schedule": config.schedule.to_dict(),
             "model": config.model.to_dict(),
+            "data": {
+                "name": config.data.name,
+                "shape": list(self.setup.dataset.shape),
+                "examples": len(self.setup.dataset),
+            },
         }
 
     def _evaluate(self) -> None:

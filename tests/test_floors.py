@@ -23,7 +23,7 @@ FLOORS = [
     {"models", "denoisers", "state", "optim"},
     {"methods"},
     {"step", "processes", "compilation"},
-    {"files"},
+    {"files", "seal"},
     {"data", "prepare", "metrics", "checkpoint", "writers", "interrupt"},
     {
         "config",
@@ -53,6 +53,7 @@ NEIGHBOURS = {
     "conventions": {"diffusion", "arcs"},
     "optim": {"state"},
     "denoisers": {"models"},
+    "seal": {"files"},
     "checkpoint": {"writers"},
     "metrics": {"writers"},
     "recipes": {"config"},
