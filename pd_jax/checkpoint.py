@@ -12,17 +12,19 @@ Weights may also come from one of the paper's released files: `load_released`.
 """
 
 import contextlib
-import pathlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
-import flax.serialization
+import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
+from pd_jax import files, processes, seal
 from pd_jax.ladder import Stage
 from pd_jax.names import Refused
 from pd_jax.writers import is_remote
@@ -37,6 +39,10 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+class Damaged(Refused):
+    """A checkpoint whose files are not those that were written."""
+
+
 class StageCheckpoints:
     """The checkpoints of one stage; a context manager that ends with all written.
 
@@ -46,8 +52,10 @@ class StageCheckpoints:
 
     def __init__(self, workdir: epath.Path, stage: Stage):
         self.stage = stage
-        folder = workdir if is_remote(workdir) else workdir.absolute()
-        self._directory = folder / "checkpoints" / stage.name
+        self._workdir = workdir if is_remote(workdir) else workdir.absolute()
+        self._directory = self._workdir / "checkpoints" / stage.name
+        self._unsealed: int | None = None  # what was saved last
+        self._sealing: threading.Thread | None = None
         self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -62,6 +70,34 @@ class StageCheckpoints:
     def __exit__(self, *error) -> None:
         with self._writing():
             self._manager.close()
+            self._seal()
+            self._wait()
+
+    @property
+    def newest(self) -> epath.Path:
+        """Folder of the newest checkpoint."""
+        return self._directory / str(self.updates)
+
+    def _seal(self) -> None:
+        """Begins to seal what was saved last, now that it is written."""
+        self._wait()
+        update, self._unsealed = self._unsealed, None
+        # Object stores have checksums of their own.
+        if update is None or is_remote(self._directory) or not processes.is_first():
+            return
+        place = self._directory / str(update)
+
+        def run():
+            with contextlib.suppress(OSError):  # a disk that is full says so elsewhere
+                seal.make(place)
+
+        self._sealing = threading.Thread(target=run)
+        self._sealing.start()
+
+    def _wait(self) -> None:
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -69,7 +105,7 @@ class StageCheckpoints:
         try:
             yield
         except Exception as error:
-            cause = _brief(error)
+            cause = files.brief(error)
             raise OSError(
                 f"{self._directory}: checkpoint not written ({cause}); the ones before "
                 "are kept, and the same command goes on from there"
@@ -84,8 +120,12 @@ class StageCheckpoints:
     def end(self) -> int:
         """Updates of the whole stage: as planned, or fewer where its facts say so."""
         planned = self.stage.updates
-        begun = 0 < self.updates < planned
-        return self.facts().get("end", planned) if begun else planned
+        if not 0 < self.updates < planned:
+            return planned
+        try:
+            return self.facts().get("end", planned)
+        except Damaged:
+            return planned
 
     @property
     def finished(self) -> bool:
@@ -107,7 +147,10 @@ class StageCheckpoints:
             facts=ocp.args.JsonSave({"format": FORMAT, **facts}),
         )
         with self._writing():
+            self._manager.wait_until_finished()
+            self._seal()
             self._manager.save(int(state.step), args=content)
+            self._unsealed = int(state.step)
 
     def restore(self, like: Any) -> tuple[Any, dict]:
         """The newest checkpoint.
@@ -119,12 +162,37 @@ class StageCheckpoints:
           The state, without a teacher, and the facts saved beside it.
 
         Raises:
-          Refused: where the checkpoint is damaged, or of another format.
+          Damaged: where its files are not what was written.
+          Refused: where it is of another format.
         """
+        self._checked(self._read(facts=ocp.args.JsonRestore()).facts)
+        found = self.damage()
+        if found:
+            raise Damaged(f"{self.newest} is damaged ({found})")
         like = _bare(like)
         as_asked = ocp.args.PyTreeRestore(like, jax.tree.map(_as_asked, like))
         kept = self._read(state=as_asked, facts=ocp.args.JsonRestore())
-        return kept.state, self._checked(kept.facts)
+        return kept.state, kept.facts
+
+    def damage(self) -> str | None:
+        """What is wrong with the newest checkpoint's files, where that is known."""
+        return processes.agree(lambda: seal.damage(self.newest))
+
+    def set_aside(self) -> epath.Path:
+        """Moves the newest checkpoint out of the way; returns where it is now."""
+        place = self._workdir / "damaged" / f"{self.stage.name}_{self.updates}"
+
+        def move():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            taken = 0
+            while (to := place.with_name(f"{place.name}_{taken}")).exists():
+                taken += 1
+            self.newest.rename(to)
+            return str(to)
+
+        moved = epath.Path(processes.agree(move))
+        self._manager.reload()
+        return moved
 
     def facts(self) -> dict:
         """What the newest checkpoint says of itself; as for `restore`."""
@@ -134,18 +202,16 @@ class StageCheckpoints:
         try:
             return self._manager.restore(self.updates, args=ocp.args.Composite(**items))
         except Exception as error:  # whatever a damaged file leads to
-            cause = _brief(error)
-            raise Refused(
-                f"{self._directory / str(self.updates)} is damaged ({cause}): delete "
-                "that folder and run again, from the one before"
-            ) from error
+            cause = files.brief(error)
+            raise Damaged(f"{self.newest} is damaged ({cause})") from error
 
     def _checked(self, facts: dict) -> dict:
         found = facts.get("format")
         if found != FORMAT:
             raise Refused(
-                f"{self._directory}: checkpoint format {found}, this version of pd_jax "
-                f"reads {FORMAT}"
+                f"{self.newest}: checkpoint format {found}, and this version of pd_jax "
+                f"reads {FORMAT}: go on with the version that wrote it, or use another "
+                "folder with --workdir=DIR"
             )
         return facts
 
@@ -160,11 +226,6 @@ def _as_asked(leaf) -> ocp.RestoreArgs:
     return ocp.ArrayRestoreArgs(
         sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
     )
-
-
-def _brief(error: Exception) -> str:
-    """The storage library's message without the specification that it appends."""
-    return str(error).partition("\n")[0].partition(" [tensorstore_spec")[0][:300]
 
 
 def load_released(path: str, like: dict) -> tuple[dict, int | None]:
@@ -186,16 +247,15 @@ def load_released(path: str, like: dict) -> tuple[dict, int | None]:
         every leaf that is missing, extra or of another shape.
     """
     try:
-        content = flax.serialization.msgpack_restore(_bytes(path))
-        found = content["ema_params"]
+        content = files.parse_msgpack(_bytes(path))
+        found = flax.traverse_util.flatten_dict(content["ema_params"], sep="/")
         num_steps = int(content.get("num_sample_steps") or 0)
     except Exception as error:  # whatever a damaged file leads to
-        what = type(error).__name__
         raise ValueError(
             f"{path}: not a released checkpoint, which is Flax msgpack with ema_params "
-            f"({what}: {_brief(error)})"
+            f"({files.brief(error)})"
         ) from error
-    wanted, found = _leaves(like), _leaves(found)
+    wanted = flax.traverse_util.flatten_dict(like, sep="/")
     problems = [
         f"missing {name} {tuple(wanted[name].shape)}"
         for name in wanted.keys() - found.keys()
@@ -205,37 +265,29 @@ def load_released(path: str, like: dict) -> tuple[dict, int | None]:
         here, there = wanted[name].shape, getattr(found[name], "shape", None)
         if there is None or _squeezed(here) != _squeezed(there):
             problems.append(f"{name} is {there}, not {tuple(here)}")
+        elif not jnp.issubdtype(found[name].dtype, jnp.floating):
+            problems.append(f"{name} is of {found[name].dtype}, not floating point")
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(
             f"{path} holds another network: {'; '.join(sorted(problems)[:8])}{more}"
         )
-    flat, tree = jax.tree_util.tree_flatten_with_path(like)
-    leaves = [
-        np.asarray(found[_name(at)]).astype(leaf.dtype).reshape(leaf.shape)
-        for at, leaf in flat
-    ]
-    return jax.tree.unflatten(tree, leaves), num_steps or None
+    arrays = {
+        name: np.asarray(found[name]).astype(leaf.dtype).reshape(leaf.shape)
+        for name, leaf in wanted.items()
+    }
+    return flax.traverse_util.unflatten_dict(arrays, sep="/"), num_steps or None
 
 
 def _bytes(path: str) -> bytes:
     """A whole file, local or remote."""
     if not is_remote(path):
-        return pathlib.Path(path).read_bytes()
+        return files.existing(path).read_bytes()
     folder, _, name = path.rpartition("/")
     read = tensorstore.KvStore.open(folder + "/").result().read(name).result()
     if read.state != "value":
         raise FileNotFoundError(f"no such file: {path}")
     return read.value
-
-
-def _name(at: tuple) -> str:
-    return "/".join(str(key.key) for key in at)
-
-
-def _leaves(tree: dict) -> dict[str, Any]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(at): leaf for at, leaf in flat}
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

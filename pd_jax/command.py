@@ -4,9 +4,10 @@ import pathlib
 import re
 import runpy
 import sys
+import traceback
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from pd_jax import config, names
 from pd_jax.names import Refused
@@ -28,6 +29,8 @@ def _load(given: str) -> dict:
         get_config = runpy.run_path(file).get("get_config")
     except SyntaxError as error:
         raise Refused(f"{file} is not Python: {error}") from error
+    except Exception as error:  # the file is a program, and can fail in any way
+        raise Refused(_failed(file, error)) from error
     if get_config is None:
         raise Refused(f"{file}: defines no get_config(variant), so is no config file")
     try:
@@ -36,7 +39,22 @@ def _load(given: str) -> dict:
         text, _, others = str(error.args[0]).partition(" Other fields")
         hint = re.search(r"Did you mean[^?]*\?", others)
         raise Refused(f"{file}: {text} {hint[0] if hint else ''}") from error
+    except Exception as error:
+        raise Refused(_failed(file, error)) from error
+    if not isinstance(values, ConfigDict):
+        raise Refused(
+            f"{file}: get_config returns {type(values).__name__}; begin with "
+            "pd_jax.config.default(data, model), change its keys and return it"
+        )
     return dict(config.flatten(values))
+
+
+def _failed(file: str, error: Exception) -> str:
+    """An error within a config file, with its line there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    at = f", line {lines[-1]}" if lines else ""
+    return f"{file}{at}: {type(error).__name__}: {error}"
 
 
 def _parse(argv: list[str]) -> None:

@@ -22,6 +22,8 @@ from pd_jax import (
     schedules,
 )
 
+MOST = 2**31 - 1  # of whole numbers, which are int32 on devices
+MOST_STEPS = 2**23  # up to which float32 tells the times i/N apart
 # How a run is carried out; a run may go on with other values than it began with.
 FREE = ("run",)
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -182,6 +184,30 @@ def _at_least(config: ConfigDict, bounds: dict[str, float]) -> None:
                 raise ValueError(f"{key}={value}: {number!r} is not a number")
             if not bound <= number < math.inf:
                 raise ValueError(f"{key}={value}: must be at least {bound}")
+            if number > MOST and isinstance(bound, int):
+                raise ValueError(f"{key}={value}: must be below 2^31")
+
+
+def _check_keys(config: ConfigDict) -> None:
+    """Checks that the keys are those of `default`."""
+    sections = ("data", "model")
+    if not all("name" in config.get(section, {}) for section in sections):
+        raise ValueError(
+            "the config has no data.name or no model.name: begin with "
+            "pd_jax.config.default(data, model), and change its keys"
+        )
+    names.check(config.data.name, data.known(), "data.name")
+    names.check(config.model.name, models.known(), "model.name")
+    known = dict(flatten(default(config.data.name, config.model.name))).keys()
+    given = dict(flatten(config)).keys()
+    missing, unknown = sorted(known - given), sorted(given - known)
+    if missing or unknown:
+        raise ValueError(
+            f'a config of data "{config.data.name}" and model "{config.model.name}" '
+            f"lacks {', '.join(missing) or 'nothing'}, and has no use for "
+            f"{', '.join(unknown) or 'nothing'}: begin with "
+            "pd_jax.config.default(data, model)"
+        )
 
 
 def _check_plateau(section: ConfigDict, substeps: int) -> None:
@@ -203,8 +229,7 @@ def _check_plateau(section: ConfigDict, substeps: int) -> None:
 
 def check(config: ConfigDict, num_devices: int) -> None:
     """Raises ValueError for the first value that cannot work, naming its key."""
-    names.check(config.data.name, data.known(), "data.name")
-    names.check(config.model.name, models.known(), "model.name")
+    _check_keys(config)
     names.check(config.model.output, conventions.CONVENTIONS, "model.output")
     names.check(config.precision, PRECISIONS, "precision")
     names.check(config.schedule.name, schedules.SCHEDULES, "schedule.name")
@@ -218,6 +243,14 @@ def check(config: ConfigDict, num_devices: int) -> None:
         raise ValueError(
             f"eval.teacher_steps={counts}: give at least one, each number once"
         )
+    steps = {
+        "ladder.start": config.ladder.start,
+        "eval.reference_steps": config.eval.reference_steps,
+        "eval.teacher_steps": max(counts),
+    }
+    for key, number in steps.items():
+        if number > MOST_STEPS:
+            raise ValueError(f"{key}={number}: at most {MOST_STEPS} sampling steps")
     if config.teacher.exact and config.teacher.released:
         raise ValueError(
             f"teacher.exact=True and teacher.released={config.teacher.released}: only "

@@ -6,7 +6,6 @@ import io
 import json
 import pathlib
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pd_jax import processes
+from pd_jax import files, processes
 from pd_jax.metrics import inception, load_statistics, rmse
 from pd_jax.metrics.summary import KEPT, SIDE, Reference, Summary
 from pd_jax.names import Refused
@@ -51,6 +50,17 @@ def rows(setup: Setup) -> list[Row]:
     students = [stage.num_steps for stage in setup.trainings[-1].stages]
     most = setup.config.eval.max_steps or max(students)
     return teacher + [Row("student", n) for n in students if n <= most]
+
+
+def check_entry(entry: dict) -> dict:
+    """Returns a row's entry as it was read; ValueError where it lacks something."""
+    kinds = {"model": str, "sampler": str, "num_steps": int, "metrics": dict}
+    for key, kind in kinds.items():
+        if not isinstance(entry.get(key), kind):
+            raise ValueError(f"{key} is {entry.get(key)!r}")
+    if not all(isinstance(v, int | float) for v in entry["metrics"].values()):
+        raise ValueError("a metric is not a number")
+    return entry
 
 
 class Evaluation:
@@ -88,12 +98,12 @@ class Evaluation:
         for path in sorted(paths):
             try:
                 if path.suffix == ".json":
-                    json.loads(path.read_text())
+                    check_entry(files.read_json(path))
                 elif path.suffix == ".npy":
                     _load(path)
                 elif path.suffix == ".npz":
                     Reference.from_bytes(path.read_bytes())
-            except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            except (OSError, ValueError):
                 continue
             found.append(path.name)
         return found
@@ -201,6 +211,11 @@ class Evaluation:
         if self._setup.dataset.denoise is not None:
             work["reference_exact"] = num * 2 * EXACT_STEPS
         return work
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything that was measured is kept."""
+        return bool(self._have)
 
     def has(self, name: str) -> bool:
         """Whether samples are kept under a row's or a reference's name."""
@@ -367,7 +382,7 @@ class Evaluation:
     def entry(self, row: Row) -> dict:
         """A finished row's entry; empty where there is none that can be read."""
         try:
-            return json.loads(self._path(f"{row.name}.json").read_text())
+            return check_entry(files.read_json(self._path(f"{row.name}.json")))
         except (OSError, ValueError):
             return {}
 
@@ -377,4 +392,4 @@ class Evaluation:
 
 
 def _load(path: epath.Path) -> np.ndarray:
-    return np.load(io.BytesIO(path.read_bytes()))
+    return files.parse_npy(path.read_bytes(), str(path))

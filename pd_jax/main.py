@@ -73,6 +73,13 @@ def _estimate(name: str) -> None:
         gc.enable()
 
 
+def _pass_over_tasks(report) -> None:
+    """The hook of errors that nobody can catch; some stem from reads that failed."""
+    said = str(report.exc_value)
+    if not said.startswith(("Event loop is closed", "Encountered error while reading")):
+        sys.__unraisablehook__(report)
+
+
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     from pd_jax import compilation, processes, train
@@ -119,6 +126,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.unraisablehook = _pass_over_tasks
     exit_code = main(sys.argv)
     sys.stdout.flush()
     sys.stderr.flush()

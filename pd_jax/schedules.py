@@ -84,7 +84,7 @@ def cosine(logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Schedule:
       logsnr_max: value at t = 0.
 
     Raises:
-      ValueError: unless both are finite and logsnr_min < logsnr_max.
+      ValueError: unless -80 <= logsnr_min < logsnr_max <= 80.
 
     Source: Nichol & Dhariwal 2021; clipped form of Salimans & Ho 2022, appendix D.
     """
@@ -92,6 +92,11 @@ def cosine(logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Schedule:
     if not (math.isfinite(logsnr_min) and math.isfinite(logsnr_max)):
         raise ValueError(
             f"logsnr_min={logsnr_min}, logsnr_max={logsnr_max}: not finite"
+        )
+    if max(-logsnr_min, logsnr_max) > 80.0:
+        raise ValueError(
+            f"logsnr_min={logsnr_min}, logsnr_max={logsnr_max}: give -80 to 80, where "
+            "float32 holds the signal-to-noise ratio itself"
         )
     if logsnr_min >= logsnr_max:
         raise ValueError(

@@ -1,6 +1,8 @@
 """From a config to the things that a run is made of; nothing is written here."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +128,15 @@ def _model(config: ConfigDict, dataset: Dataset | Description, platform: str) ->
     return Model(network, output)
 
 
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Puts the config key before what is said of the file that it names."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
 def _check_data(config: ConfigDict, dataset: Dataset) -> None:
     name = config.data.name
     for found, what in ((dataset, "example"), (dataset.reference, "held-back example")):
@@ -147,9 +158,11 @@ def _check_data(config: ConfigDict, dataset: Dataset) -> None:
                 f'"{name}" have shape {dataset.shape}'
             )
         # Read now, and again when needed: a mistake is found before days of training.
-        inception.load_weights(ev.inception)
+        with _named("eval.inception"):
+            inception.load_weights(ev.inception)
         if ev.statistics:
-            size = load_statistics(ev.statistics).mean.size
+            with _named("eval.statistics"):
+                size = load_statistics(ev.statistics).mean.size
             if size != inception.shapes()["fc.weight"][1]:
                 raise ValueError(
                     f"eval.statistics={ev.statistics} has {size} dimensions, Inception "
@@ -177,7 +190,8 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Setup:
     shapes = _shapes(model, dataset)
     released, steps = None, 0
     if config.teacher.released:
-        released, steps = load_released(config.teacher.released, shapes)
+        with _named("teacher.released"):
+            released, steps = load_released(config.teacher.released, shapes)
     return _assemble(config, dataset, model, shapes, released, steps or 0, devices)
 
 

@@ -1,11 +1,10 @@
 """The order of things: teacher, ladder, evaluation, report; whatever is missing."""
 
 import contextlib
-import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,16 +13,16 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, preflight, processes, report
+from pd_jax import __version__, folder, preflight, processes, report
 from pd_jax import config as configs
-from pd_jax.checkpoint import SKIPPED, StageCheckpoints
+from pd_jax.checkpoint import SKIPPED, Damaged, StageCheckpoints
 from pd_jax.evaluate import Evaluation, rows
 from pd_jax.interrupt import Interrupt
 from pd_jax.ladder import Stage
 from pd_jax.loop import Loop
 from pd_jax.names import Refused
 from pd_jax.setup import Setup, Training, build
-from pd_jax.writers import JsonLines, Progress, is_remote, write_whole
+from pd_jax.writers import JsonLines, Progress, write_whole
 
 
 def run(
@@ -51,85 +50,26 @@ def run(
     began = time.monotonic() if began is None else began
     try:
         workdir = epath.Path(workdir)
-        finished = processes.agree(lambda: _open(workdir, config))
-        setup = build(config) if finished is None else None
-    except ImportError as error:  # for the storage that the workdir's prefix names
-        raise Refused(f"--workdir={workdir}: {error}") from error
-    except ValueError as error:
-        raise Refused(str(error)) from error
-    if finished is not None:
-        print(f"{workdir}: everything is done already, nothing to do")
-        print(report.table(finished["rows"], everything=False))
-        return finished
-    if processes.agree(lambda: not (workdir / "config.json").exists()):
-        preflight.try_teacher(setup)
+    except (ImportError, KeyError) as error:  # for what the prefix names
+        raise Refused(f"--workdir={workdir}: no such storage here: {error}") from error
     with contextlib.ExitStack() as held:
-        processes.agree(lambda: _begin(workdir, config, held))
-        return _Run(setup, workdir, name, began).all()
-
-
-def _begin(workdir: epath.Path, config: ConfigDict, held: contextlib.ExitStack) -> None:
-    """Makes a run's folder this process's own for as long as `held` is."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    held.enter_context(_alone(workdir))
-    text = json.dumps(config.to_dict(), indent=1) + "\n"
-    write_whole(workdir / "config.json", text)
-
-
-@contextlib.contextmanager
-def _alone(workdir: epath.Path) -> Iterator[None]:
-    """Holds a folder's lock, which dies with its holder; Refused where it is held.
-
-    An object store has no locks.
-    """
-    if is_remote(workdir):
-        yield
-        return
-    with open(workdir / ".lock", "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Refused(
-                f"{workdir} is in use by another process: wait for it, stop it, or use "
-                "another folder with --workdir=DIR"
-            ) from error
-        yield
-
-
-def _open(workdir: epath.Path, config: ConfigDict) -> dict | None:
-    """Checks that a workdir is this config's; its report where it is complete."""
-    kept = workdir / "config.json"
-    if kept.exists():
-        changed = configs.differences(_read(kept), config.to_dict())
-        if changed:
-            raise ValueError(
-                f"{workdir} was made by a different config:\n  "
-                + "\n  ".join(changed)
-                + "\nUse those values again, or another folder with --workdir=DIR."
-            )
-    elif workdir.exists() and (not workdir.is_dir() or _visible(workdir)):
-        raise ValueError(
-            f"{workdir} is there, has no config.json, and so is not a folder of a run: "
-            "use another one with --workdir=DIR"
-        )
-    done = workdir / "report.json"
-    report = _read(done) if done.exists() else {}
-    return report if "rows" in report else None
-
-
-def _read(path: epath.Path) -> dict:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (not a JSON object)")
-    return found
-
-
-def _visible(folder: epath.Path) -> list[epath.Path]:
-    """Files but the hidden ones, which a write cut short may leave behind."""
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+            finished, new = processes.agree(lambda: folder.take(workdir, config, held))
+            setup = build(config) if finished is None else None
+        except ImportError as error:
+            raise Refused(f"--workdir={workdir}: {error}") from error
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        if finished is not None:
+            print(f"{workdir}: everything is done already, nothing to do")
+            print(report.table(finished["rows"], everything=False))
+            return finished
+        if new:
+            preflight.try_teacher(setup)
+            processes.agree(lambda: folder.make(workdir, held))
+        text = json.dumps(config.to_dict(), indent=1) + "\n"
+        processes.agree(lambda: write_whole(workdir / "config.json", text))
+        return _Run(setup, workdir, name, began).all()
 
 
 class _Run:
@@ -168,7 +108,7 @@ class _Run:
     def _work(self) -> tuple[int, int, list[str]]:
         """Work done and in all, in forward passes of one example; what was found."""
         done = total = 0
-        found = []
+        found, self.begun = [], set()  # the stages that have a checkpoint
         for training in self.setup.trainings:
             each = training.batch * training.method.forwards
             for stage in training.stages:
@@ -176,6 +116,7 @@ class _Run:
                     skipped = stage.updates - kept.end
                     done += each * (kept.updates + skipped)
                     if kept.updates:
+                        self.begun.add(stage)
                         at = f"at {kept.updates}/{kept.end}"
                         found.append(f"{stage.name} {'done' if kept.finished else at}")
                 total += each * stage.updates
@@ -218,30 +159,84 @@ class _Run:
             ),
         )
 
-    def _weights(self, training: Training, stage: Stage) -> dict:
-        """A finished stage's weights, from disk."""
+    def _finished(self, stage: Stage, read: Callable) -> Any:
+        """What `read` finds in a finished stage's checkpoints."""
         with StageCheckpoints(self.workdir, stage) as kept:
             if not kept.finished:
                 raise Refused(f"{self.workdir}: {stage.name} is not finished")
+            try:
+                return read(kept)
+            except Damaged as error:
+                raise self._lost(stage, error) from error
+
+    def _lost(self, stage: Stage, error: Damaged) -> Refused:
+        """The end of a stage that others came from: nothing here can replace it."""
+        return Refused(
+            f"{error}. It is the end of {stage.name}, which others have learnt from or "
+            "were measured with: put that folder back from a copy; or move "
+            f"checkpoints/{stage.name}, the stages after it and evaluation/ out of "
+            f"{self.workdir}, to make them again"
+        )
+
+    def _followed(self, stage: Stage) -> bool:
+        """Whether later stages or figures have come from a stage."""
+        stages = [stage for t in self.setup.trainings for stage in t.stages]
+        later = stages[stages.index(stage) + 1 :]
+        return bool(self.begun.intersection(later)) or self.evaluation.begun
+
+    def _weights(self, training: Training, stage: Stage) -> dict:
+        """A finished stage's weights, from disk."""
+
+        def read(kept):
+            self._check_facts(kept, stage)
             shapes = self._shapes(training, stage)
             wanted = {id(a) for a in jax.tree.leaves(training.method.result(shapes))}
             only = jax.tree.map(lambda a: a if id(a) in wanted else SKIPPED, shapes)
-            state, _ = kept.restore(only)
+            return kept.restore(only)
+
+        state, _ = self._finished(stage, read)
         return training.method.result(state)
 
     def _facts(self, stage: Stage) -> dict:
         """What a finished stage's checkpoint says of itself."""
-        with StageCheckpoints(self.workdir, stage) as kept:
-            return kept.facts()
+        return self._finished(stage, StageCheckpoints.facts)
+
+    def _check_facts(self, kept: StageCheckpoints, stage: Stage) -> None:
+        """Refuses a checkpoint of another network, data set or config."""
+        facts, mine = kept.facts(), self._sampler(stage)
+        theirs = {key: facts.get(key, value) for key, value in mine.items()}
+        changed = configs.differences(theirs, mine)
+        if changed:
+            raise Refused(
+                f"{kept.newest} belongs to another run:\n  "
+                + "\n  ".join(changed)
+                + "\nPut back what was there, or use another folder with --workdir=DIR."
+            )
+
+    def _restore(self, training, stage, kept) -> tuple[Any, dict] | None:
+        """The newest checkpoint of a stage that can be read, those above set aside."""
+        while kept.updates:
+            try:
+                self._check_facts(kept, stage)
+                return kept.restore(self._shapes(training, stage))
+            except Damaged as error:
+                if self._followed(stage):
+                    raise self._lost(stage, error) from error
+                moved = kept.set_aside()
+                on = f"from update {kept.updates}" if kept.updates else "from its start"
+                self.progress.say(
+                    f"{error}; moved to {moved}; {stage.name} goes on {on}"
+                )
+        return None
 
     def _start(self, training, stage, before, kept) -> tuple[Any, dict]:
         """A stage's state where training goes on, placed, and its facts."""
         weights = self._weights(*before) if before else self.setup.first_weights()
-        if not kept.updates:
+        restored = self._restore(training, stage, kept)
+        if restored is None:
             state = training.method.start(weights, stage)
             return training.step.place(state), {"seconds": 0.0, "traces": 0}
-        shapes = self._shapes(training, stage)
-        state, facts = kept.restore(shapes)
+        state, facts = restored
         start = training.method.start  # of which only the teacher is made
         teacher = jax.jit(lambda weights: start(weights, stage).teacher)(weights)
         return training.step.place(state.replace(teacher=teacher)), facts
@@ -251,7 +246,7 @@ class _Run:
     ) -> None:
         """Trains one stage from where it is to its end; `before` hands over."""
         with StageCheckpoints(self.workdir, stage) as kept:
-            if kept.finished:
+            if kept.finished and (self._followed(stage) or not kept.damage()):
                 return
             began = time.monotonic()
             state, facts = self._start(training, stage, before, kept)
@@ -308,6 +303,11 @@ class _Run:
             "clip": config.eval.clip,
             "schedule": config.schedule.to_dict(),
             "model": config.model.to_dict(),
+            "data": {
+                "name": config.data.name,
+                "shape": list(self.setup.dataset.shape),
+                "examples": len(self.setup.dataset),
+            },
         }
 
     def _evaluate(self) -> None:
@@ -366,10 +366,10 @@ class _Run:
                 "jaxlib": jaxlib.__version__,
             },
         }
-        files = report.write(self.workdir, result, self.evaluation, self.setup)
+        names = report.write(self.workdir, result, self.evaluation, self.setup)
         print(report.table(result["rows"], everything=False))
         if not self.setup.config.eval.inception and len(self.setup.dataset.shape) == 3:
             print("FID not measured: no Inception weights given (eval.inception)")
         print("time: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()))
-        print(f"wrote {', '.join(f for f in files if '/' not in f)} in {self.workdir}")
+        print(f"wrote {', '.join(f for f in names if '/' not in f)} in {self.workdir}")
         return result

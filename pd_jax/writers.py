@@ -55,11 +55,13 @@ class JsonLines:
         """All whole entries; a last line cut short by a kill is left out."""
         if not self._path.exists():
             return
-        for line in self._path.read_text().splitlines():
+        for line in self._path.read_bytes().splitlines():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(entry, dict) and {"stage", "update"} <= entry.keys():
+                yield entry
 
     def rewind(self, stage: str, update: int) -> None:
         """Forgets a stage's entries after an update, which will be done again."""

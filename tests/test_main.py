@@ -3,28 +3,33 @@
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 from absl import flags
 
 from pd_jax import main
 
 ROOT = pathlib.Path(__file__).parents[1]
-DIGITS = f"--config={ROOT}/configs/digits.py"
+DIGITS, PHOTOS, FOLDER, CIFAR = (
+    f"--config={ROOT}/configs/{name}.py"
+    for name in ("digits", "photos32", "image_folder", "cifar10")
+)
 
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    """Calls the command line in an empty folder; (exit code, printed, files)."""
+    """Calls the command line in an empty folder; (exit code, printed, new files)."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
+        before = set(tmp_path.rglob("*"))
         for name in [n for n in flags.FLAGS if n.startswith("config.")]:
             delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
         monkeypatch.setattr(sys, "argv", ["main", *arguments])
         code = main.main(sys.argv)
         printed = capsys.readouterr()
-        return code, printed, list(tmp_path.rglob("*"))
+        return code, printed, set(tmp_path.rglob("*")) - before
 
     return call
 
@@ -96,19 +101,164 @@ WRONG = [
     ((DIGITS, "--config.eval.statistics=a.npz"), "eval.inception"),
     ((DIGITS, "--config.eval.num_reference=1"), "at least 2"),
     ((DIGITS, "--distributed=maybe"), "known are auto, off, on"),
+    ((DIGITS, "--config.ladder.updates=(99999999999,)"), "below 2^31"),
+    ((DIGITS, "--config.teacher.batch=4000000000000"), "below 2^31"),
+    ((DIGITS, "--config.eval.num_samples=99999999999"), "below 2^31"),
+    (
+        (DIGITS, "--config.ladder.start=33554432", "--config.ladder.updates=5"),
+        "8388608",
+    ),
+    ((DIGITS, "--config.eval.teacher_steps=(99999999,)"), "8388608"),
+    ((DIGITS, "--config.schedule.logsnr_min=-1e9"), "-80 to 80"),
+    ((DIGITS, "--config.schedule.logsnr_max=nan"), "not finite"),
+    ((DIGITS, "--config.run.log_seconds=nan"), "at least 0"),
+    ((DIGITS, "--workdir=gss://bucket/run"), "no such storage"),
+    ((DIGITS, "--mode=estimate", "--num_chips=0"), "at least 1"),
+    ((DIGITS, "--mode=estimate", "--utilisation=nan"), "above 0"),
+    ((DIGITS, "--mode=estimate", "--chip=v99"), "known are A100"),
+    ((PHOTOS, "--config.data.size=31"), "divisible by 4"),
+    ((PHOTOS, "--config.model.emb_ch=0"), "model.emb_ch=0"),
+    ((PHOTOS, "--config.model.ch_mult=()"), "model.ch_mult=()"),
+    ((PHOTOS, "--config.model.num_heads=7"), "give divisors"),
+    ((FOLDER, "--config.data.path=nowhere"), "no such folder"),
+    ((CIFAR, "--config.data.data_dir=nowhere"), "pd_jax.prepare --dataset=cifar10"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "says"), WRONG, ids=lambda a: str(a)[-40:])
-def test_wrong_use_is_one_clear_message_and_nothing_written(call, arguments, says):
-    code, printed, files = call(*arguments)
-    assert code == 2
+def refused(code, printed, new, says):
+    assert code == 2, printed
     assert printed.err.startswith("error: ")
     assert says in printed.err
     assert "Traceback" not in printed.err
     assert len(printed.err) < 500
     assert not printed.out
-    assert not files
+    assert not new
+
+
+@pytest.mark.parametrize(("arguments", "says"), WRONG, ids=lambda a: str(a)[-40:])
+def test_wrong_use_is_one_clear_message_and_nothing_written(call, arguments, says):
+    refused(*call(*arguments), says)
+
+
+OWN = """
+from pd_jax.config import default
+def get_config(variant=""):
+    config = default("npz", "mlp")
+    config.data.path = "mine.npz"
+    config.teacher.updates = config.ladder.start = 4
+    config.ladder.updates = (4,)
+    return config
+"""
+IMAGES = np.zeros((20, 8, 8, 3), np.uint8)
+LABELS = "--config.data.label_key=labels"
+WRONG_DATA = {
+    "no file": ({}, (), "no such file"),
+    "another name": (dict(pictures=IMAGES), (), "the file has: pictures"),
+    "one image": (dict(images=IMAGES[0]), (), "(8, 8, 3); images are [N, H, W, C]"),
+    "none": (dict(images=IMAGES[:0]), (), "(0, 8, 8, 3)"),
+    "too few": (dict(images=IMAGES[:1]), (), "at least 2"),
+    "no channels": (dict(images=IMAGES[..., :0]), (), "(20, 8, 8, 0)"),
+    "0 to 255 in floats": (dict(images=IMAGES + 99.0), (), "leaves [-1, 1]"),
+    "not finite": (dict(images=IMAGES * np.nan), (), "not finite"),
+    "another dtype": (dict(images=IMAGES.astype(np.int16)), (), "int16"),
+    "complex": (dict(images=IMAGES.astype(complex)), (), "complex128"),
+    "text": (dict(images=IMAGES.astype("S3")), (), "S3"),
+    "objects": (dict(images=IMAGES.astype(object)), (), "Python objects"),
+    "no labels": (dict(images=IMAGES), (LABELS,), 'no array "labels"'),
+    "few labels": (dict(images=IMAGES, labels=np.arange(3)), (LABELS,), "20 images"),
+    "float labels": (dict(images=IMAGES, labels=np.ones(20)), (LABELS,), "float64"),
+    "labels below 0": (
+        dict(images=IMAGES, labels=np.arange(20) - 1),
+        (LABELS,),
+        "negative",
+    ),
+    "huge labels": (
+        dict(images=IMAGES, labels=np.full(20, 2**40)),
+        (LABELS,),
+        "2^31",
+    ),
+    "labels above the classes": (
+        dict(images=IMAGES, labels=np.arange(20)),
+        (LABELS, "--config.model.num_classes=10"),
+        "give 20",
+    ),
+    "classes without labels": (
+        dict(images=IMAGES),
+        ("--config.model.num_classes=10",),
+        "no labels",
+    ),
+    "Inception of 2 channels": (
+        dict(images=IMAGES[..., :2]),
+        ("--config.eval.inception=weights.pth",),
+        "1 or 3 channels",
+    ),
+    "another network's keys": (
+        dict(images=IMAGES),
+        ("--config.model.name=unet",),
+        "has no use for model.num_blocks",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_DATA)
+def test_data_that_cannot_be_used(call, tmp_path, case):
+    arrays, arguments, says = WRONG_DATA[case]
+    (tmp_path / "mine.py").write_text(OWN)
+    if arrays:
+        np.savez("mine.npz", **arrays)
+    refused(*call("--config=mine.py", *arguments), says)
+
+
+WRONG_CONFIGS = {
+    "raises": ("def get_config(variant=''):\n    1 / 0", "line 2: ZeroDivisionError"),
+    "imports": ("import nothing_of_that_name", "line 1: ModuleNotFoundError"),
+    "returns nothing": ("def get_config(variant=''):\n    pass", "returns NoneType"),
+    "returns a dict": ("def get_config(variant=''): return {'a': 1}", "returns dict"),
+    "returns another": (
+        "from ml_collections import ConfigDict\n"
+        "def get_config(variant=''): return ConfigDict({'a': 1})",
+        "no data.name",
+    ),
+    "lacks a section": (
+        "from pd_jax.config import default\n"
+        "def get_config(variant=''):\n"
+        "    config = default('digits', 'mlp').unlock()\n"
+        "    del config.eval\n"
+        "    return config",
+        "lacks eval.clip",
+    ),
+    "knows no variant": ("def get_config(): pass", "takes 0 positional arguments"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_CONFIGS)
+def test_config_files_that_are_none(call, tmp_path, case):
+    text, says = WRONG_CONFIGS[case]
+    (tmp_path / "mine.py").write_text(text)
+    refused(*call("--config=mine.py" + ":small" * (case == "knows no variant")), says)
+
+
+WRONG_PLACES = {
+    "within a file": ("--workdir=file/run", "nothing can be written there"),
+    "in /proc": ("--workdir=/proc/run", "nothing can be written there"),
+    "a device": ("--workdir=/dev/null", "not a folder of a run"),
+    "weights that are a folder": ("--config.eval.inception=.", "eval.inception: ."),
+    "weights that are text": ("--config.eval.inception=file", "not a torch state"),
+    "a released file that is text": (
+        "--config.teacher.released=file",
+        "teacher.released: file: not a released checkpoint",
+    ),
+    "statistics that are text": ("--config.eval.statistics=file", "eval.inception"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PLACES)
+def test_places_that_are_none(call, tmp_path, case):
+    argument, says = WRONG_PLACES[case]
+    (tmp_path / "file").write_text("text")
+    code, printed, new = call(DIGITS, argument)
+    refused(2 if "written" in says else code, printed, new, says)
+    assert code == 1 or "written" not in says
 
 
 def test_a_folder_of_something_else_is_left_alone(call, tmp_path):
@@ -117,7 +267,7 @@ def test_a_folder_of_something_else_is_left_alone(call, tmp_path):
     code, printed, files = call(DIGITS, "--workdir=mine")
     assert code == 2
     assert "not a folder of a run" in printed.err
-    assert len(files) == 2
+    assert not files
     code, printed, _ = call(DIGITS, "--workdir=mine/thesis.tex")
     assert code == 2
     assert "thesis.tex" in printed.err

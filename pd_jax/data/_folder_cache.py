@@ -19,9 +19,11 @@ from array_record.python.array_record_module import (
     ArrayRecordReader,
     ArrayRecordWriter,
 )
+from etils import epath
 from tqdm import tqdm
 
 from pd_jax.data._images import Unreadable, resize, square
+from pd_jax.files import read_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # in capitals, too
 FORMAT = 1  # of the cache, and of how pictures are decoded
@@ -160,9 +162,11 @@ def _squares(
 def _read(folder: pathlib.Path, allowed: int, num: int) -> Cached:
     file, notes = folder / "squares", folder / "notes.json"
     try:
-        cached = Cached(file, notes, **json.loads(notes.read_bytes()))
+        cached = Cached(file, notes, **read_json(epath.Path(notes)))
         whole = len(Squares(file, 0, None)) == len(cached.kept)
-    except (ValueError, TypeError, RuntimeError):
+        whole &= all(type(i) is int and 0 <= i < num for i in cached.kept)
+        whole &= all(len(entry) == 2 for entry in cached.bad)
+    except (OSError, ValueError, TypeError, RuntimeError):
         whole = False
     if not whole:
         raise _damaged(folder)

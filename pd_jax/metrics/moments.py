@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 from etils import epath
 
-from pd_jax.metrics import files
+from pd_jax import files
 from pd_jax.writers import write_whole
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pd_jax import files
 from pd_jax.metrics.frechet import frechet_distance, shrink
 from pd_jax.metrics.kernel import kernel_distance
 from pd_jax.metrics.manifold import precision_recall
@@ -116,11 +117,14 @@ class Reference:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Reference":
-        """Reads what `to_bytes` made; what np.load raises where it is damaged."""
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            pool = Moments(file["mu"], file["sigma"]) if "mu" in file else None
-            pixels = Moments(file["pixels_mu"], file["pixels_sigma"])
-            return cls(int(file["num"]), pixels, pool, file["kept"])
+        """Reads what `to_bytes` made; ValueError where it is damaged."""
+        found = files.parse_npz(content, "reference figures")
+        try:
+            pool = Moments(found["mu"], found["sigma"]) if "mu" in found else None
+            pixels = Moments(found["pixels_mu"], found["pixels_sigma"])
+            return cls(int(found["num"]), pixels, pool, found["kept"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"reference figures lack {error}") from error
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:

@@ -181,7 +181,12 @@ class Network(nn.Module):
                 f"times, but examples have shape {z.shape[1:]}: give [H, W, C] with H "
                 f"and W divisible by {parts}, or fewer levels"
             )
-        if self.ch < 32 or self.ch % 32 or min(self.ch_mult) < 1:
+        if min(self.num_res_blocks, self.emb_ch) < 1:
+            raise ValueError(
+                f"model.num_res_blocks={self.num_res_blocks}, model.emb_ch="
+                f"{self.emb_ch}: must be at least 1"
+            )
+        if self.ch < 32 or self.ch % 32 or min(self.ch_mult, default=0) < 1:
             raise ValueError(
                 f"model.ch={self.ch}, model.ch_mult={self.ch_mult}: ch is a multiple "
                 "of 32 (the groups of group norm), each of ch_mult at least 1"

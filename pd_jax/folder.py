@@ -1,0 +1,96 @@
+"""A run's folder: whose it is, and that no two runs have it."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from pd_jax import config as configs
+from pd_jax import files
+from pd_jax.evaluate import check_entry
+from pd_jax.names import Refused
+from pd_jax.writers import is_remote
+
+
+def take(
+    workdir: epath.Path, config: ConfigDict, held: contextlib.ExitStack
+) -> tuple[dict | None, bool]:
+    """Checks that a workdir is this config's, and takes it unless it is complete.
+
+    Returns:
+      Its report where it is complete, else None; and whether there is no run yet.
+    """
+    kept = workdir / "config.json"
+    if kept.exists():
+        changed = configs.differences(files.read_json(kept), config.to_dict())
+        if changed:
+            raise ValueError(
+                f"{workdir} was made by a different config:\n  "
+                + "\n  ".join(changed)
+                + "\nUse those values again, or another folder with --workdir=DIR."
+            )
+    elif workdir.exists() and (not workdir.is_dir() or _visible(workdir)):
+        raise ValueError(
+            f"{workdir} is there, has no config.json, and so is not a folder of a run: "
+            "use another one with --workdir=DIR"
+        )
+    else:
+        return None, True
+    done = workdir / "report.json"
+    try:
+        found = files.read_json(done) if done.exists() else {}
+        rows = found.get("rows")
+        if rows and all(map(check_entry, rows)):
+            return found, False
+    except (ValueError, AttributeError, TypeError):
+        pass  # all that it holds is kept elsewhere: it is made again
+    held.enter_context(_alone(workdir))
+    return None, False
+
+
+def make(workdir: epath.Path, held: contextlib.ExitStack) -> None:
+    """Makes a run's folder, this process's own for as long as `held` is."""
+    with _writable(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+    held.enter_context(_alone(workdir))
+
+
+@contextlib.contextmanager
+def _writable(workdir: epath.Path) -> Iterator[None]:
+    """Says what an OSError while a folder is taken means."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"--workdir={workdir}: nothing can be written there ({error.strerror}); "
+            "make room or give another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone(workdir: epath.Path) -> Iterator[None]:
+    """Holds a folder's lock, which dies with its holder; Refused where it is held.
+
+    An object store has no locks.
+    """
+    if is_remote(workdir):
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        with _writable(workdir):
+            lock = stack.enter_context(open(workdir / ".lock", "w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Refused(
+                f"{workdir} is in use by another process: wait for it, stop it, or use "
+                "another folder with --workdir=DIR"
+            ) from error
+        yield
+
+
+def _visible(folder: epath.Path) -> list[epath.Path]:
+    """Files but the hidden ones, which a write cut short may leave behind."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
