@@ -7,11 +7,10 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import pytest
 from absl import flags
 
-from pd_jax import bench, bench_table, costs, startup, subject, timing
+from pd_jax import bench, bench_table, setup, startup, subject, timing
 from pd_jax.config import default
 from pd_jax.timing import Figure
 
@@ -194,15 +193,20 @@ def test_figures_are_paired_round_by_round():
     assert one.map(lambda s: 1.0 / s).values[1] == 0.25
 
 
-def test_what_a_program_multiplies_in():
-    def program(a, b, c):
-        first = jax.checkpoint(lambda a: jnp.sin(a @ b))(a)
-        return first.astype(jnp.float32) @ c
+def test_flop_are_those_of_the_network_whatever_saves_memory_or_time():
+    config = default("shapes", "unet")
+    config.data.num_images = 8
+    config.model.update(ch=32, emb_ch=32, ch_mult=(1,), num_res_blocks=1)
+    config.model.attn_resolutions = (16,)
+    config.ladder.update(start=2, updates=(2,), batch=8)
+    config.teacher.update(updates=2, batch=8)
 
-    shapes = [((64, 64), jnp.bfloat16)] * 2 + [((64, 2), jnp.float32)]
-    shapes = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-    traced = jax.jit(jax.grad(lambda *a: program(*a).sum())).trace(*shapes)
-    assert costs.matmul_dtype(traced.jaxpr.jaxpr) == jnp.bfloat16
+    def flops():
+        return timing.step_flops(setup.build(config), "ladder")
+
+    plain = flops()
+    config.model.remat, config.run.substeps = (16,), 2
+    assert flops() == plain > 0
 
 
 def test_only_known_boards_have_a_data_sheet():
