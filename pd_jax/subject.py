@@ -271,13 +271,13 @@ class Subject:
         every = self._options.checkpoint_updates
 
         def save(kept: StageCheckpoints) -> None:
-            kept.save(self.training.step.everywhere(self._state), {"seconds": 0.0})
+            kept.save(self.training.step.everywhere(self._state), loop.facts)
 
         def run(count: int) -> float:
             with StageCheckpoints(self._folder, self._stage) as kept:
                 began = time.perf_counter()
                 for _ in range(count):
-                    self._state = loop.call(self._state)
+                    self._state = loop.call(loop.check(self._state))
                     if loop.passed(every):
                         loop.flush()
                         save(kept)
