@@ -92,7 +92,7 @@ def test_variants_stand_side_by_side_and_one_without_memory_says_so(call, monkey
 
     monkeypatch.setattr(subject.Subject, "begin", short)
     compare = ("--compare=batch=128,256;ladder.ema=0.5", "--json=b.json")
-    code, printed, found = call(DIGITS, "--measure=step", *compare, *QUICK)
+    code, printed, found = call(DIGITS, "--measure=data", *compare, *QUICK)
     assert code == 0
     given, double, ema = found["variants"]
     assert given["changes"] == {}
@@ -102,7 +102,7 @@ def test_variants_stand_side_by_side_and_one_without_memory_says_so(call, monkey
     assert double["figures"] == {}
     assert ema["changes"] == {"ladder.ema": "0.5"}
     for variant in (given, ema):
-        assert variant["figures"]["step"]["median"] > 0
+        assert variant["figures"]["data_images_per_second"]["median"] > 0
     assert "batch=256: out of memory" in printed.out
 
 
