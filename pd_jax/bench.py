@@ -69,6 +69,8 @@ def _shorts(training: str) -> dict[str, Short]:
     batch = f"{training}.batch"
 
     def remat(config):
+        if isinstance(config.model.get("remat"), bool):
+            return (False, True)
         heights = _heights(config)
         return ((), heights[:1], heights)
 
@@ -305,7 +307,7 @@ def _result(variant: Variant, start: dict, subject) -> dict:
         "data": f"random ({subject.standin})" if subject.standin else "its own",
         "num_weights": subject.num_weights,
         "update_flops": subject.flops,
-        "multiplies_in": str(subject.dtype),
+        "multiplies_in": subject.setup.model.dtype.name,
         "start": start,
         "compilations": subject.compilations,
         "loop_updates": subject.loop_updates,

@@ -10,7 +10,6 @@ No example is read, no weight is made, no accelerator is asked for.
   device. No accelerator's compiler was asked yet.
 """
 
-import collections
 import dataclasses
 import functools
 import math
@@ -102,22 +101,6 @@ def matmul_flops(jaxpr: Jaxpr) -> int:
             rounds = eqn.params["length"] if eqn.primitive.name == "scan" else 1
             total += each * rounds
     return total
-
-
-def matmul_dtype(jaxpr: Jaxpr) -> np.dtype:
-    """The type in which a program multiplies: that of most factors of its products."""
-    sizes = collections.Counter()
-
-    def count(jaxpr):
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
-                factor = eqn.invars[0].aval
-                sizes[factor.dtype] += factor.size
-            for part in _inner(eqn.params):
-                count(part)
-
-    count(jaxpr)
-    return sizes.most_common(1)[0][0]
 
 
 def residual_bytes(jaxpr: Jaxpr) -> int:

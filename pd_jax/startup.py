@@ -45,7 +45,12 @@ def first_step(
         input=json.dumps(given | {"began": time.time()}),
         capture_output=True,
         text=True,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache},
+        env=os.environ
+        | {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            # As `compilation.keep` has it.
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        },
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -92,6 +97,7 @@ def _measure(
         memory = {"peak": fullest["peak_bytes_in_use"]}
         memory["limit"] = fullest.get("bytes_limit", 0)
     elif compiler:
+        config.precision = setup.model.dtype.name  # "auto" is another one elsewhere
         shapes = sketch(config, len(step.devices))
         training = training_of(shapes.trainings, name)
         parts = costs.compiler_memory(shapes, training, len(step.devices))

@@ -66,7 +66,7 @@ class Subject:
       standin: why its data is random, or the empty string.
       training: the training that is timed.
       num_weights: of the network.
-      flops, dtype: of an update, as from `timing.step_flops`.
+      flops: of an update, as from `timing.step_flops`.
       compilations: of the step, over stages, and of the sampler, over rows.
       loop_updates: updates of the loop in a round.
     """
@@ -83,7 +83,7 @@ class Subject:
         self.setup = build(config, dataset)
         self.training = timing.training_of(self.setup.trainings, name)
         self.num_weights = sum(a.size for a in jax.tree.leaves(self.setup.shapes))
-        self.flops, self.dtype = timing.step_flops(config, name)
+        self.flops = timing.step_flops(self.setup, name)
         self.compilations: dict[str, dict[str, int]] = {}
         self._folder, self._options = epath.Path(folder), config.run
         self._substeps = self.training.step.substeps
@@ -130,7 +130,7 @@ class Subject:
             self._calls |= {"step": self._steps, "forward": self._forwards()}
         if "step" in measures:
             mesh = self.training.step.mesh
-            product = timing.products(mesh, self.dtype)
+            product = timing.products(mesh, self.setup.model.dtype)
             self._product_flops, self._calls["product"] = product
         if "sampler" in measures or "compiles" in measures:
             sample = self._sampling(measures)
@@ -199,10 +199,11 @@ class Subject:
             return jax.lax.with_sharding_constraint(v, self._split)
 
         def run(count: int) -> float:
+            params = jax.block_until_ready(model.cast(self._state.params))
             v = z
             began = time.perf_counter()
             for _ in range(count):
-                v = forward(self._state.params, v)
+                v = forward(params, v)
             jax.block_until_ready(v)
             return time.perf_counter() - began
 
@@ -270,13 +271,13 @@ class Subject:
         every = self._options.checkpoint_updates
 
         def save(kept: StageCheckpoints) -> None:
-            kept.save(self.training.step.everywhere(self._state), {"seconds": 0.0})
+            kept.save(self.training.step.everywhere(self._state), loop.facts)
 
         def run(count: int) -> float:
             with StageCheckpoints(self._folder, self._stage) as kept:
                 began = time.perf_counter()
                 for _ in range(count):
-                    self._state = loop.call(self._state)
+                    self._state = loop.call(loop.check(self._state))
                     if loop.passed(every):
                         loop.flush()
                         save(kept)

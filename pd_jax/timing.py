@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pd_jax import data
-from pd_jax.costs import matmul_dtype, matmul_flops
+from pd_jax import data, models
+from pd_jax.costs import matmul_flops
 from pd_jax.data import Dataset, InMemory
-from pd_jax.setup import Training, sketch
+from pd_jax.setup import Setup, Training, sketch
 
 STANDIN = 2048  # random images in place of data that is not here
 # Rows and columns of the matrix product that is taken as a device's peak.
@@ -97,29 +97,32 @@ def training_of(trainings: list[Training], name: str) -> Training:
     raise ValueError(f"--training={name}: this config's {name} is not trained")
 
 
-def step_flops(config: ConfigDict, name: str) -> tuple[int, np.dtype]:
-    """FLOP of an update over all devices, and the type that it multiplies in.
+def step_flops(setup: Setup, name: str) -> int:
+    """FLOP of an update of the training called `name`, over all devices.
 
     What is computed anew to save memory is no work, and a fused kernel's work is that
     of the products that it stands for.
     """
-    plain = config.copy_and_resolve_references()
-    plain.run.substeps = 1
-    for key, value in {"remat": (), "attention": "xla"}.items():
-        if key in plain.model:
-            plain.model[key] = value
+    config = setup.config.copy_and_resolve_references()
+    config.run.substeps = 1
+    config.precision = setup.model.dtype.name  # "auto" is another one elsewhere
+    defaults = models.fields(config.model.name)
+    if "remat" in defaults:
+        config.model.remat = defaults["remat"]
+    if "attention" in defaults:
+        config.model.attention = "xla"
     num_devices = jax.device_count()
-    setup = sketch(plain, num_devices)
-    training = training_of(setup.trainings, name)
+    shape, classes = setup.dataset.shape, setup.dataset.num_classes
+    training = training_of(sketch(config, num_devices).trainings, name)
     lead = (1, 1, training.batch // num_devices)
-    batch = {"image": jax.ShapeDtypeStruct((*lead, *setup.dataset.shape), jnp.float32)}
-    if setup.dataset.num_classes or setup.dataset.num_classes is None:
+    batch = {"image": jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)}
+    if classes:
         batch["label"] = jax.ShapeDtypeStruct(lead, jnp.int32)
     start = training.method.start
     state = jax.eval_shape(lambda w: start(w, training.stages[-1]), setup.shapes)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    jaxpr = training.step.trace(state, batch, key).jaxpr.jaxpr
-    return matmul_flops(jaxpr) * num_devices, matmul_dtype(jaxpr)
+    traced = training.step.trace(state, batch, key)
+    return matmul_flops(traced.jaxpr.jaxpr) * num_devices
 
 
 def products(mesh: Mesh, dtype: np.dtype) -> tuple[int, Callable[[int], float]]:

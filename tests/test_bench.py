@@ -7,11 +7,10 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import pytest
 from absl import flags
 
-from pd_jax import bench, bench_table, costs, startup, subject, timing
+from pd_jax import bench, bench_table, setup, startup, subject, timing
 from pd_jax.config import default
 from pd_jax.timing import Figure
 
@@ -93,7 +92,7 @@ def test_variants_stand_side_by_side_and_one_without_memory_says_so(call, monkey
 
     monkeypatch.setattr(subject.Subject, "begin", short)
     compare = ("--compare=batch=128,256;ladder.ema=0.5", "--json=b.json")
-    code, printed, found = call(DIGITS, "--measure=step", *compare, *QUICK)
+    code, printed, found = call(DIGITS, "--measure=data", *compare, *QUICK)
     assert code == 0
     given, double, ema = found["variants"]
     assert given["changes"] == {}
@@ -103,7 +102,7 @@ def test_variants_stand_side_by_side_and_one_without_memory_says_so(call, monkey
     assert double["figures"] == {}
     assert ema["changes"] == {"ladder.ema": "0.5"}
     for variant in (given, ema):
-        assert variant["figures"]["step"]["median"] > 0
+        assert variant["figures"]["data_images_per_second"]["median"] > 0
     assert "batch=256: out of memory" in printed.out
 
 
@@ -194,15 +193,19 @@ def test_figures_are_paired_round_by_round():
     assert one.map(lambda s: 1.0 / s).values[1] == 0.25
 
 
-def test_what_a_program_multiplies_in():
-    def program(a, b, c):
-        first = jax.checkpoint(lambda a: jnp.sin(a @ b))(a)
-        return first.astype(jnp.float32) @ c
+def test_flop_are_those_of_the_network_whatever_saves_memory_or_time():
+    config = default("shapes", "dit")
+    config.data.num_images = 8
+    config.model.update(patch=4, width=16, depth=1)
+    config.ladder.update(start=2, updates=(2,), batch=8)
+    config.teacher.update(updates=2, batch=8)
 
-    shapes = [((64, 64), jnp.bfloat16)] * 2 + [((64, 2), jnp.float32)]
-    shapes = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-    traced = jax.jit(jax.grad(lambda *a: program(*a).sum())).trace(*shapes)
-    assert costs.matmul_dtype(traced.jaxpr.jaxpr) == jnp.bfloat16
+    def flops():
+        return timing.step_flops(setup.build(config), "ladder")
+
+    plain = flops()
+    config.model.remat, config.run.substeps = True, 2
+    assert flops() == plain > 0
 
 
 def test_only_known_boards_have_a_data_sheet():
