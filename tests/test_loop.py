@@ -1,0 +1,35 @@
+"""What a stage's validation loss is measured on."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pd_jax import loop, processes
+from pd_jax.data import InMemory
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_processes_share_the_examples_of_a_check(microbatches, monkeypatch):
+    def share(batch, count):
+        return batch["image"].reshape(count, -1)
+
+    training = SimpleNamespace(
+        batch=8,
+        method=SimpleNamespace(descent=SimpleNamespace(microbatches=microbatches)),
+        step=SimpleNamespace(share=share),
+    )
+    held_back = InMemory(np.arange(100, dtype=np.float32)[:, None])
+    dataset = InMemory(np.full((5, 1), -1.0, np.float32), held_back=held_back)
+
+    def taken(index, count):
+        monkeypatch.setattr(processes, "part", lambda: (index, count))
+        return loop._validation_batches(training, dataset)
+
+    whole = taken(0, 1)
+    assert whole.shape == (loop.BATCHES * microbatches, 8 // microbatches)
+    rows = whole.ravel()
+    assert set(np.diff(rows)) == {3.0, 4.0}  # evenly from all of the held-back ones
+    assert rows[-1] > 95
+    parts = [taken(i, 2) for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
