@@ -107,7 +107,7 @@ def _measure(
 
 def main() -> int:
     """Reads what to do, and prints what was found."""
-    from pd_jax.subject import OUT_OF_MEMORY, reason
+    from pd_jax.timing import OUT_OF_MEMORY, reason
 
     given = json.load(sys.stdin)
     config = ConfigDict(given["config"])
