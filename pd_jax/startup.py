@@ -88,6 +88,7 @@ def _measure(
     called = time.perf_counter()
     state, _ = jax.block_until_ready(step(state, batch, training.key))
     seconds = {"call": time.perf_counter() - called, "start": time.time() - began}
+    jax.monitoring.unregister_event_duration_listener(listen)
     for _ in range(2):
         state, _ = jax.block_until_ready(step(state, batch, training.key))
     found = [device.memory_stats() or {} for device in step.devices]
