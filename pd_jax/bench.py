@@ -229,11 +229,14 @@ def _starts(variant: Variant, folder: str) -> dict:
 def _largest(variant: Variant, cache: str) -> Variant:
     """The variant with the largest batch that a device has memory for."""
     from pd_jax.startup import first_step
+    from pd_jax.timing import OUT_OF_MEMORY
 
     def fits(size: int) -> bool:
         _say(f"{variant.name}: trying batch {size}")
         _prepare(config, size)
         one = first_step(config, TRAINING.value, cache)
+        if one.get("failed", OUT_OF_MEMORY) != OUT_OF_MEMORY:
+            raise Refused(f"--find_batch: {variant.name}: {one['failed']}")
         if "peak" not in one.get("memory", {"peak": 0}):
             raise Refused("--find_batch: this device does not tell its memory")
         return "failed" not in one
@@ -247,7 +250,9 @@ def _largest(variant: Variant, cache: str) -> Variant:
         size //= 2
         while size and not fits(size):
             size //= 2
-    _prepare(config, max(size, 1))
+    if not size:
+        raise Refused(f"--find_batch: {variant.name}: no memory for a batch of 1")
+    _prepare(config, size)
     return variant._replace(config=config)
 
 

@@ -88,6 +88,7 @@ def _measure(
     called = time.perf_counter()
     state, _ = jax.block_until_ready(step(state, batch, training.key))
     seconds = {"call": time.perf_counter() - called, "start": time.time() - began}
+    jax.monitoring.unregister_event_duration_listener(listen)
     for _ in range(2):
         state, _ = jax.block_until_ready(step(state, batch, training.key))
     found = [device.memory_stats() or {} for device in step.devices]
@@ -107,7 +108,7 @@ def _measure(
 
 def main() -> int:
     """Reads what to do, and prints what was found."""
-    from pd_jax.subject import OUT_OF_MEMORY, reason
+    from pd_jax.timing import OUT_OF_MEMORY, reason
 
     given = json.load(sys.stdin)
     config = ConfigDict(given["config"])

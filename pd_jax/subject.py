@@ -20,11 +20,10 @@ from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.evaluate import Evaluation, rows
 from pd_jax.loop import Loop
 from pd_jax.setup import Setup, Training, build
-from pd_jax.timing import Compilations, Figure
+from pd_jax.timing import OUT_OF_MEMORY, Compilations, Figure, reason
 from pd_jax.writers import JsonLines, Progress
 
 SAMPLER_STEPS = 16  # of the sampler that is timed; rows of no more are compiled for
-OUT_OF_MEMORY = "out of memory"
 STAGES = 4  # of a ladder, at most, over which compilations are counted
 
 
@@ -32,14 +31,6 @@ def _some(things: list, most: int) -> list:
     """At most so many of a list, spread evenly, the first and the last among them."""
     places = np.linspace(0, len(things) - 1, min(most, len(things))).round()
     return [things[int(i)] for i in places]
-
-
-def reason(error: Exception) -> str:
-    """Why something failed, in a line."""
-    if "RESOURCE_EXHAUSTED" in str(error):
-        return OUT_OF_MEMORY
-    line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {line}"
 
 
 def batches_of(setup: Setup, training: Training) -> Iterator[dict]:

@@ -21,7 +21,16 @@ STANDIN = 2048  # random images in place of data that is not here
 # Rows and columns of the matrix product that is taken as a device's peak.
 PRODUCT = {"cpu": 2048}
 PRODUCT_ELSEWHERE = 8192
+OUT_OF_MEMORY = "out of memory"
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in a line."""
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return OUT_OF_MEMORY
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {line}"
 
 
 @dataclasses.dataclass(frozen=True)

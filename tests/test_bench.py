@@ -134,6 +134,22 @@ def test_a_table_of_many_variants_stays_within_the_width():
     assert max(len(line) for block in blocks for line in block) <= 90
 
 
+@pytest.mark.parametrize(("first", "found"), [(128, 512), (2500, 312)])
+def test_the_largest_batch_is_found_by_doubling_and_halving(
+    call, monkeypatch, first, found
+):
+    def first_step(config, training, cache, compiler=False):
+        if config[training].batch > 600:
+            return {"failed": "out of memory"}
+        return {"seconds": {}, "memory": {"peak": 1}}
+
+    monkeypatch.setattr(startup, "first_step", first_step)
+    flags = ("--measure=data", "--find_batch", "--json=b.json", f"--batch={first}")
+    code, _, result = call(DIGITS, "--config.run.substeps=1", *flags, *QUICK)
+    assert code == 0
+    assert result["variants"][0]["batch"] == found
+
+
 WRONG = [
     ((), "--config=configs/NAME.py is missing"),
     ((DIGITS, "--config.ladder.strat=16"), 'Did you mean "ladder.start"'),
