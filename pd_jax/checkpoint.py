@@ -52,14 +52,20 @@ class StageCheckpoints:
 
     def __init__(self, workdir: epath.Path, stage: Stage):
         self.stage = stage
-        self._workdir = workdir if is_remote(workdir) else workdir.absolute()
+        remote = is_remote(workdir)
+        self._workdir = workdir if remote else epath.Path(workdir).absolute()
         self._directory = self._workdir / "checkpoints" / stage.name
         self._unsealed: int | None = None  # what was saved last
         self._sealing: threading.Thread | None = None
+        if not remote and processes.is_first():
+            # What a kill within a write leaves. The manager would remove it behind our
+            # back, and two of them, one opened after the other, get into each other.
+            for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                unfinished.rmtree()
         self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=2, create=True, cleanup_tmp_directories=True
+                max_to_keep=2, create=True, cleanup_tmp_directories=remote
             ),
             item_names=("state", "facts"),
         )

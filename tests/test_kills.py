@@ -1,6 +1,7 @@
 """Real processes, killed at random moments: nothing is lost, no bit is different."""
 
 import json
+import multiprocessing
 import os
 import pathlib
 import random
@@ -12,6 +13,9 @@ import time
 import numpy as np
 import pytest
 
+from tests import killed
+from tests.killed import Aim
+
 ROOT = pathlib.Path(__file__).parents[1]
 # Every stage finds a plateau at update 20, and ends at 30 of its 40 updates.
 EARLY_ENDS = [
@@ -19,15 +23,34 @@ EARLY_ENDS = [
     "--config.ladder.check_updates=10",
     "--config.ladder.plateau=0.9",
 ]
-COMMAND = [
-    sys.executable,
-    "-m",
-    "pd_jax.main",
-    "--config=configs/digits.py:smoke",
+ARGUMENTS = [
+    f"--config={ROOT}/configs/digits.py:smoke",
     "--config.run.checkpoint_updates=7",
     *EARLY_ENDS,
 ]
-KILLS = 6
+KILLS = 25
+ANY = r"open|os\.(mkdir|rename|remove|rmdir)"
+AIMS = {
+    "the folder is taken": Aim("open", r"\.config\.json"),
+    "a checkpoint begins": Aim("os.mkdir", r"teacher/\d+\.[^/]*tmp$", 3),
+    "its facts are written": Aim("open", r"teacher/.*/metadata", 2),
+    "its weights are on their way": Aim("open", r"teacher/.*/_METADATA", 1, 0.002),
+    "a part of it is whole": Aim("os.rename", r"teacher/.*tmp/state", 2),
+    "it is about to count": Aim("os.rename", r"teacher/\d+\.[^/]*tmp$", 2),
+    "it is sealed": Aim("open", r"teacher/\d+/sums.json", 2),
+    "the one before the last goes": Aim("os.rmdir|os.rename", r"teacher/\d+", 5),
+    "the teacher's last is about to count": Aim("os.rename", r"teacher/100\..*tmp$"),
+    "the teacher's last is sealed": Aim("open", r"teacher/100/sums.json"),
+    "a student begins": Aim("open", r"\.metrics\.jsonl"),
+    "its first checkpoint begins": Aim("os.mkdir", r"student_4/7\.[^/]*tmp$"),
+    "an early end is about to count": Aim("os.rename", r"student_4/30\..*tmp$"),
+    "another is handed over to": Aim("os.mkdir", r"student_2/7\.[^/]*tmp/state"),
+    "the last one ends": Aim("os.rename", r"student_1/30\..*tmp$"),
+    "references are kept": Aim("os.rename", r"\.reference_teacher"),
+    "a row is measured": Aim("open", r"\.student_4\.json"),
+    "the report begins": Aim("open", r"\.quality\.png"),
+    "the report is about to count": Aim("os.rename", r"\.report\.json"),
+}
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +58,7 @@ pytestmark = pytest.mark.slow
 def start(workdir):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.Popen(
-        [*COMMAND, f"--workdir={workdir}"],
+        [sys.executable, "-m", "pd_jax.main", *ARGUMENTS, f"--workdir={workdir}"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -67,11 +90,28 @@ def weights(workdir):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def fork():
+    """Starts the command in a process of its own, forked from one that has imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pd_jax.main", "pd_jax.train", "tests.killed"])
+
+    def fork(workdir, aim=None):
+        log = workdir.with_suffix(".log")
+        arguments = (ARGUMENTS, workdir, aim, log)
+        process = context.Process(target=killed.run, args=arguments)
+        process.start()
+        process.join(300)
+        return process.exitcode, log.read_text()
+
+    return fork
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, fork):
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    process = start(workdir)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
+    code, printed = fork(workdir)
+    assert code == 0, printed
+    assert "1 cpu device(s)" in printed
     return workdir
 
 
@@ -95,26 +135,35 @@ def check(workdir, undisturbed):
     assert lines[0] == lines[1]
 
 
-def test_killed_at_random_moments(tmp_path, undisturbed):
-    rng, workdir = random.Random(0), tmp_path / "run"
-    moments = []
-    for _ in range(KILLS):
-        process = start(workdir)
-        time.sleep(rng.uniform(1.0, 14.0))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kept = sorted(p.name for p in workdir.glob("checkpoints/*/[0-9]*"))
-        moments.append((process.returncode, len(kept)))
-    process = start(workdir)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
-    killed = [m for m in moments if m[0] == -signal.SIGKILL]
-    assert len(killed) >= KILLS // 2, moments
+def ends_alike(fork, workdir, undisturbed):
+    code, printed = fork(workdir)
+    assert code == 0, printed
+    assert "damaged" not in printed
+    assert "Traceback" not in printed
     check(workdir, undisturbed)
     assert not list(workdir.rglob("*tmp*"))
-    again = start(workdir)
-    printed, _ = again.communicate(timeout=100)
-    assert "nothing to do" in printed
+    assert "nothing to do" in fork(workdir)[1]
+
+
+def test_killed_at_random_moments(tmp_path, undisturbed, fork):
+    rng, kills, runs = random.Random(0), 0, 0
+    while kills < KILLS:
+        workdir = tmp_path / f"run_{runs}"
+        aim = Aim(ANY, "", rng.randint(5, 60), rng.uniform(0.0, 0.1))
+        code, printed = fork(workdir, aim)
+        assert code in (0, -signal.SIGKILL), printed
+        kills += code != 0
+        runs += code == 0  # it got to its end: the next one is another
+    for workdir in tmp_path.glob("run_[0-9]"):
+        ends_alike(fork, workdir, undisturbed)
+
+
+def test_killed_where_it_hurts(tmp_path, undisturbed, fork):
+    workdir = tmp_path / "run"
+    for moment, aim in AIMS.items():
+        code, printed = fork(workdir, aim)
+        assert code == -signal.SIGKILL, (moment, code, printed)
+    ends_alike(fork, workdir, undisturbed)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
