@@ -10,9 +10,11 @@ import jax
 import pytest
 from absl import flags
 
-from pd_jax import bench, bench_table, setup, startup, subject, timing
+from pd_jax import setup
+from pd_jax.bench import __main__ as bench
+from pd_jax.bench import startup, subject, table, timing
+from pd_jax.bench.timing import Figure
 from pd_jax.config import default
-from pd_jax.timing import Figure
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = f"--config={ROOT}/configs/digits.py:smoke"
@@ -126,7 +128,7 @@ def test_a_table_of_many_variants_stays_within_the_width():
         ("", *("model.attention",) * 9),
         ("step, ms", *(f"{i}.00" for i in range(9))),
     ]
-    blocks = list(bench_table._blocks(rows))
+    blocks = list(table._blocks(rows))
     assert len(blocks) > 1
     cells = [line.split()[2:] for block in blocks for line in block[1:]]
     assert all(line[0] == "0.00" for line in cells)
@@ -225,9 +227,9 @@ def test_flop_are_those_of_the_network_whatever_saves_memory_or_time():
 
 
 def test_only_known_boards_have_a_data_sheet():
-    assert set(bench_table.KINDS.values()) <= set(bench_table.CHIPS)
-    assert "NVIDIA H100 PCIe" not in bench_table.KINDS
-    assert bench_table.facts()["device"]["data_sheet_flops_per_second"] is None
+    assert set(table.KINDS.values()) <= set(table.CHIPS)
+    assert "NVIDIA H100 PCIe" not in table.KINDS
+    assert table.facts()["device"]["data_sheet_flops_per_second"] is None
 
 
 def test_a_start_that_is_killed_is_no_crash(monkeypatch):

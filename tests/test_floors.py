@@ -38,10 +38,6 @@ FLOORS = [
         "costs",
         "estimate",
         "command",
-        "timing",
-        "subject",
-        "startup",
-        "bench_table",
     },
     {"train"},
     {"main", "bench"},
@@ -66,10 +62,6 @@ NEIGHBOURS = {
     "costs": {"setup", "evaluate"},
     "estimate": {"setup", "costs"},
     "command": {"config"},
-    "timing": {"setup", "costs"},
-    "subject": {"setup", "evaluate", "loop", "timing"},
-    "startup": {"setup", "costs", "subject", "timing"},
-    "bench_table": {"estimate", "subject"},
 }
 MATHS_LIBRARIES = {"jax", "numpy", "pd_jax"}
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

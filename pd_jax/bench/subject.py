@@ -15,12 +15,12 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pd_jax import timing
+from pd_jax.bench import timing
+from pd_jax.bench.timing import OUT_OF_MEMORY, Compilations, Figure, reason
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.evaluate import Evaluation, rows
 from pd_jax.loop import Loop
 from pd_jax.setup import Setup, Training, build
-from pd_jax.timing import OUT_OF_MEMORY, Compilations, Figure, reason
 from pd_jax.writers import JsonLines, Progress
 
 SAMPLER_STEPS = 16  # of the sampler that is timed; rows of no more are compiled for

@@ -9,8 +9,8 @@ import jax
 import jaxlib
 
 from pd_jax import __version__
+from pd_jax.bench.subject import SAMPLER_STEPS
 from pd_jax.estimate import CHIPS
-from pd_jax.subject import SAMPLER_STEPS
 
 WIDTH = 90
 # JAX's names of devices whose figures `CHIPS` has; boards of other speeds are left out.

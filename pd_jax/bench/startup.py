@@ -41,7 +41,7 @@ def first_step(
     """
     given = {"config": config.to_dict(), "training": training, "compiler": compiler}
     done = subprocess.run(
-        [sys.executable, "-m", "pd_jax.startup"],
+        [sys.executable, "-m", "pd_jax.bench.startup"],
         input=json.dumps(given | {"began": time.time()}),
         capture_output=True,
         text=True,
@@ -68,9 +68,9 @@ def _measure(
     import jax
 
     from pd_jax import costs
+    from pd_jax.bench.subject import one_call
+    from pd_jax.bench.timing import find_data, training_of
     from pd_jax.setup import build, sketch
-    from pd_jax.subject import one_call
-    from pd_jax.timing import find_data, training_of
 
     setup = build(config, find_data(config)[0])
     training = training_of(setup.trainings, name)
@@ -108,7 +108,7 @@ def _measure(
 
 def main() -> int:
     """Reads what to do, and prints what was found."""
-    from pd_jax.timing import OUT_OF_MEMORY, reason
+    from pd_jax.bench.timing import OUT_OF_MEMORY, reason
 
     given = json.load(sys.stdin)
     config = ConfigDict(given["config"])

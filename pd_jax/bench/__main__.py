@@ -207,7 +207,7 @@ def _say(text: str) -> None:
 
 def _starts(variant: Variant, folder: str) -> dict:
     """First steps in fresh processes, with an empty cache and then with a full one."""
-    from pd_jax.startup import first_step
+    from pd_jax.bench.startup import first_step
 
     found = {"cold": [], "warm": [], "memory": {}}
     began = time.monotonic()
@@ -228,8 +228,8 @@ def _starts(variant: Variant, folder: str) -> dict:
 
 def _largest(variant: Variant, cache: str) -> Variant:
     """The variant with the largest batch that a device has memory for."""
-    from pd_jax.startup import first_step
-    from pd_jax.timing import OUT_OF_MEMORY
+    from pd_jax.bench.startup import first_step
+    from pd_jax.bench.timing import OUT_OF_MEMORY
 
     def fits(size: int) -> bool:
         _say(f"{variant.name}: trying batch {size}")
@@ -279,7 +279,7 @@ def _measure(chosen: list[Variant], folder: str) -> list[dict]:
         asked = "start" in MEASURE.value
         starts.append(_starts(variant, mine) if asked else {})
 
-    from pd_jax.subject import Subject
+    from pd_jax.bench.subject import Subject
 
     subjects, alone = [], len(chosen) == 1
     each = SECONDS.value / REPEATS.value
@@ -324,7 +324,7 @@ def _result(variant: Variant, start: dict, subject) -> dict:
 
 
 def _run(name: str) -> int:
-    from pd_jax import bench_table
+    from pd_jax.bench.table import facts, table
 
     config = CONFIG.value
     _check()
@@ -336,7 +336,7 @@ def _run(name: str) -> int:
         if FIND_BATCH.value:
             chosen = [_largest(variant, folder) for variant in chosen]
         found = _measure(chosen, folder)
-    result = bench_table.facts() | {
+    result = facts() | {
         "config": name,
         "training": TRAINING.value,
         "command": [sys.executable, "-m", "pd_jax.bench", *sys.argv[1:]],
@@ -344,7 +344,7 @@ def _run(name: str) -> int:
         "seconds": SECONDS.value,
         "variants": found,
     }
-    print(bench_table.table(result))
+    print(table(result))
     if JSON.value:
         text = json.dumps(result, indent=1)
         pathlib.Path(JSON.value).write_text(text + "\n")
