@@ -79,7 +79,7 @@ def smoke_unet(config: ConfigDict) -> None:
     config.eval.num_samples = 64
     config.eval.reference_steps = 16
     config.run.eval_batch = 64
-    config.run.checkpoint_updates = 10
+    config.run.checkpoint_updates = 100
 
 
 def lsun(dataset: str, variant: str) -> ConfigDict:

@@ -12,6 +12,7 @@ from pd_jax.evaluate import Evaluation
 from pd_jax.setup import build
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+LOWERED = ("digits", "imagenet64", "mixture2d")  # one of a kind
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
@@ -43,8 +44,13 @@ def test_the_papers_ladders(name):
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in LOWERED else pytest.mark.long)
+        for n in NAMES
+    ],
+)
 def test_its_step_and_sampler_lower_for_accelerators(name, tmp_path):
     config = get(name, "smoke")
     config.precision = "bfloat16"  # as there

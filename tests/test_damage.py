@@ -15,9 +15,10 @@ from tests.test_train import tiny
 
 # Where a checkpoint that has no seal cannot be read, tasks of the storage library fail
 # behind its back.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 STUDENT, TEACHER = "student_2", "teacher"  # stopped at 7 of 12; finished at 20
 

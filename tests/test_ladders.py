@@ -52,7 +52,7 @@ def test_digits(tmp_path):
     assert report["traces"] == {"teacher": 1, "ladder": 1}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mixture2d(tmp_path):
     report, rows = run("mixture2d.py", tmp_path / "run")
     student = rows["student", 1]["rmse_to_exact"]

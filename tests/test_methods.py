@@ -34,7 +34,8 @@ def batch(size, substeps=1, seed=0):
 
 
 def method_of(name, cosine, descent=None, **kw):
-    model = Model(models.get("mlp", width=16, num_blocks=1, num_classes=3), "v")
+    net = models.get("mlp", width=16, emb_ch=16, num_blocks=1, num_classes=3)
+    model = Model(net, "v")
     return methods.get(name)(model, cosine, descent or Descent(), **kw)
 
 
@@ -141,7 +142,9 @@ def test_a_ladder_traces_and_compiles_once(exact, cosine):
     assert counted == [1, 0, 0, 0]
 
 
-@pytest.mark.parametrize("name", methods.known())
+@pytest.mark.parametrize(
+    "name", ["progressive", pytest.param("standard", marks=pytest.mark.slow)]
+)
 def test_a_measure_is_the_same_on_any_devices_and_changes_nothing(name, cosine):
     method = method_of(name, cosine, Descent(ema=0.9))
     weights, examples = weights_of(method), batch(16, 2)
@@ -249,7 +252,7 @@ def test_learning_rate_and_average():
     assert rate(0, decay="linear") == 2.0
     assert rate(75, decay="linear") == pytest.approx(0.5)
     assert rate(50, decay="cosine") == pytest.approx(1.0, abs=1e-5)
-    assert rate(80, decay="cooldown") == 2.0
+    assert rate(80, decay="cooldown") == pytest.approx(2.0)
     assert rate(90, decay="cooldown") == pytest.approx(1.0)
     assert rate(0, warmup_updates=4) == pytest.approx(0.5)
     assert rate(3, warmup_updates=4) == 2.0

@@ -153,6 +153,7 @@ def test_stopped_by_signals_and_gone_on_with_the_same_bits(
     assert updates.count(20) == 1
 
 
+@pytest.mark.slow
 def test_stages_that_end_early_end_alike_after_stops(tmp_path, monkeypatch, capsys):
     config = default("ring2d", "mlp")
     config.update_from_flattened_dict(
