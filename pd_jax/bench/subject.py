@@ -269,7 +269,7 @@ class Subject:
                 began = time.perf_counter()
                 for _ in range(count):
                     self._state = loop.call(loop.check(self._state))
-                    if loop.passed(every):
+                    if loop.passed(every) and not self._spread_over:
                         loop.flush()
                         save(kept)
                 jax.block_until_ready(self._state)
@@ -281,13 +281,13 @@ class Subject:
                 save(kept)
             return time.perf_counter() - began
 
-        run(1)
         checkpoint(1)
         each = self._steps(4) / 4
         interval = math.ceil(every / self._substeps)
         calls = int(seconds / each / interval) * interval
         self._spread_over = 0 if calls else every
         calls = calls or max(1, int(seconds / each))
+        run(1)
         self._calls |= {"bare": self._steps, "loop": run}
         self._counts |= {"bare": calls, "loop": calls}
         if self._spread_over:
