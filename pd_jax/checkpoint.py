@@ -148,6 +148,9 @@ class StageCheckpoints:
         Raises:
           OSError: where this one, or the one before, could not be written.
         """
+        if not is_remote(self._directory) and not self._directory.exists():
+            # Which the storage library would make anew, without the rest of the run.
+            raise OSError(f"{self._directory}: gone; put it back, or begin again")
         content = ocp.args.Composite(
             state=ocp.args.PyTreeSave(_bare(state)),
             facts=ocp.args.JsonSave({"format": FORMAT, **facts}),

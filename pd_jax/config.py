@@ -26,6 +26,7 @@ MOST = 2**31 - 1  # of whole numbers, which are int32 on devices
 MOST_STEPS = 2**23  # up to which float32 tells the times i/N apart
 # How a run is carried out; a run may go on with other values than it began with.
 FREE = ("run",)
+REGRESSIONS = ("flag", "stop")  # what to do about them
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -76,6 +77,10 @@ def default(data_name: str, model_name: str) -> ConfigDict:
                 check_updates=0,  # between measurements of the validation loss; 0: none
                 plateau=0.0,  # a stage ends early once that falls by a smaller share;
                 # with decay="cooldown", after its learning rate has come down
+                regression_factor=2.0,  # a student whose Frechet distance on pixels is
+                # more than so many times its teacher's is warned of in the report
+                on_regression="flag",  # "stop": the ladder ends there, too; students
+                # are measured one by one as they are made
                 **_training(),
             ),
             eval=dict(
@@ -99,6 +104,8 @@ def default(data_name: str, model_name: str) -> ConfigDict:
                 preflight=True,  # try out a teacher that was not trained here
                 data_workers=0,  # processes that read and decode, where data must be
                 substeps=1,  # updates per call of the step; more helps accelerators
+                most_skipped=10,  # updates in a row, with a loss or gradient that is
+                # not finite, after which training stops
             ),
         )
     ).lock()
@@ -274,6 +281,8 @@ def check(config: ConfigDict, num_devices: int) -> None:
                 )
         if distils:
             _check_plateau(section, config.run.substeps)
+            names.check(section.on_regression, REGRESSIONS, "ladder.on_regression")
+            _at_least(config, {"ladder.regression_factor": 1.0})
         parts = num_devices * section.microbatches
         if section.batch % parts:
             below = section.batch // parts * parts

@@ -1,6 +1,5 @@
 """The hot loop of one stage: never waits for the device, but one interval late."""
 
-import math
 import time
 
 import jax
@@ -18,7 +17,7 @@ BATCHES = 4  # of the training's size, in every measurement of the validation lo
 
 
 class Diverged(RuntimeError):
-    """A loss that is not a number, or infinite."""
+    """A loss or gradient that is not finite, in too many updates in a row."""
 
 
 class Loop:
@@ -51,8 +50,11 @@ class Loop:
         self.done, self.end = done, facts.get("end", stage.updates)
         found = facts.get("validation_loss", {})
         self._validation = {int(update): loss for update, loss in found.items()}
+        self._skipped = facts.get("skipped", 0)
+        self._in_a_row = facts.get("skipped_in_a_row", 0)
         self._training, self._stage = training, stage
         self._every, self._lines, self._progress = options.log_updates, lines, progress
+        self._most_skipped = options.most_skipped
         self._batches = dataset.batches(
             done * training.batch,
             training.batch,
@@ -92,7 +94,12 @@ class Loop:
     @property
     def facts(self) -> dict:
         """What to save with the state, for a loop that goes on from it."""
-        return {"end": self.end, "validation_loss": dict(self._validation)}
+        return {
+            "end": self.end,
+            "validation_loss": dict(self._validation),
+            "skipped": self._skipped,
+            "skipped_in_a_row": self._in_a_row,
+        }
 
     def check(self, state):
         """Measures the validation loss where due; may bring the stage's end nearer.
@@ -125,41 +132,86 @@ class Loop:
         self._feed.close()
         self._batches.close()
 
-    def flush(self) -> None:
+    def flush(self) -> bool:
         """Writes all that is still held; waits for the device.
 
+        Returns:
+          Whether the last update was made. Weights from which no update can be made
+          may be lost ones, not to be kept in place of those before.
+
         Raises:
-          Diverged: where a loss is not finite.
+          Diverged: where too many updates in a row were skipped.
         """
         self._write(self._late)
         jax.block_until_ready(self._held)
         self._write((self.done, self._held, time.monotonic()))
         self._late, self._held = None, []
         self._lines.flush()
+        return not self._in_a_row
 
     def _write(self, interval: tuple[int, list[dict], float] | None) -> None:
         if interval is None or not interval[1]:
             return
         update, metrics, clock = interval
         metrics = jax.device_get(metrics)
+        found = {
+            name: np.concatenate([np.atleast_1d(m[name]) for m in metrics])
+            for name in metrics[0]
+        }
+        skipped = found.pop("skipped").astype(bool)
         entry = {"stage": self._stage.name, "update": update}
-        for name in metrics[0]:
-            entry[name] = float(sum(m[name] for m in metrics) / len(metrics))
+        for name, values in found.items():
+            made = values[~skipped]
+            entry[name] = float(made.mean(dtype=np.float64)) if made.size else None
+        entry["skipped"] = int(skipped.sum())
+        numbers = np.arange(update - len(skipped) + 1, update + 1)
+        if skipped.any():
+            entry["skipped_at"] = [self._place(n) for n in numbers[skipped]]
         if update in self._validation:
             entry["validation_loss"] = self._validation[update]
-        if not math.isfinite(entry["loss"]):
-            raise Diverged(
-                f"{self._stage.name}: the loss is {entry['loss']} at update {update}, "
-                f"learning rate {entry['learning_rate']:.3g}; nothing after the last "
-                "checkpoint is kept. A lower learning rate may help."
-            )
         self._lines.write(entry)
+        self._count(numbers, skipped, found)
         (before, at), self._clock = self._clock, (clock, update)
         rate = (update - at) / max(clock - before, 1e-9)
+        loss = "not finite" if entry["loss"] is None else f"{entry['loss']:.3g}"
         self._text = (
             f"{self._stage.name}  {update}/{self.end}  "
-            f"loss {entry['loss']:.3g}  {rate:.0f} updates/s"
+            f"loss {loss}  {rate:.0f} updates/s"
         )
+
+    def _place(self, update: int) -> dict:
+        """An update, and the first and last places in the data's order that it saw."""
+        end = int(update) * self._training.batch
+        return {
+            "update": int(update),
+            "examples": [end - self._training.batch, end - 1],
+        }
+
+    def _count(self, numbers: np.ndarray, skipped: np.ndarray, found: dict) -> None:
+        """Counts and tells what was skipped of updates with these numbers."""
+
+        def tell(i):
+            text = f"the loss is {found['loss'][i]}, the gradient's norm "
+            return f"{text}{found['grad_norm'][i]} at update {numbers[i]}"
+
+        self._skipped += int(skipped.sum())
+        for i, skip in enumerate(skipped):
+            self._in_a_row = self._in_a_row + 1 if skip else 0
+            if self._in_a_row >= self._most_skipped:
+                self._lines.flush()
+                raise Diverged(
+                    f"{self._stage.name}: {tell(i)}, with learning rate "
+                    f"{found['learning_rate'][i]:.3g}; updates skipped in a row: "
+                    f"{self._in_a_row} (run.most_skipped). The last checkpoint before "
+                    "them is kept. A lower learning rate may help."
+                )
+        if skipped.any():
+            first = int(np.argmax(skipped))
+            a, b = self._place(numbers[first])["examples"]
+            self._progress.say(
+                f"{self._stage.name}: {skipped.sum()} of {len(skipped)} updates "
+                f"skipped; {tell(first)}, with examples {a} to {b} of the data's order"
+            )
 
 
 def _validation_batches(training: Training, dataset: Dataset) -> dict:

@@ -9,8 +9,8 @@
 Mode `run` does whatever a run still lacks; `estimate` says what one would take, without
 the data, and writes nothing.
 
-Exit codes: 0 done; 1 a file that cannot be read or written, or training that diverged;
-2 a mistake in what was given; 128 + N stopped by signal N.
+Exit codes: 0 done; 1 a file that cannot be read or written, memory that is not enough,
+or training that diverged; 2 a mistake in what was given; 128 + N stopped by signal N.
 """
 
 import time
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (Diverged, OSError) as error:
+    except (Diverged, MemoryError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Interrupted as stop:

@@ -1,4 +1,7 @@
-"""How gradients become weights: average over devices, clip, Adam, decay, average."""
+"""How gradients become weights: average over devices, clip, Adam, decay, average.
+
+An update whose loss or gradient is not finite leaves all as it was, and counts.
+"""
 
 import dataclasses
 import math
@@ -103,7 +106,8 @@ class Descent:
 
         Returns:
           The state after, and metrics averaged over devices: loss, grad_norm (before
-          clipping), learning_rate.
+          clipping), learning_rate; and skipped: 1 where one of the first two is not
+          finite, and so nothing of the state but its step is new, else 0.
         """
         value, grads = self._mean_gradient(state.params, loss, batch, keys)
         value, grads = jax.lax.pmean((value, grads), "batch")
@@ -115,10 +119,19 @@ class Descent:
             n = state.step.astype(jnp.float32)
             keep = jnp.minimum(self.ema, (1.0 + n) / (10.0 + n))
             ema = optax.incremental_update(params, ema, 1.0 - keep)
+        norm = optax.global_norm(grads)
+        # Of averages over all devices, so that all of them do the same.
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        params, ema, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, ema, opt_state),
+            (state.params, state.ema, state.opt_state),
+        )
         metrics = {
             "loss": value,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": norm,
             "learning_rate": rate,
+            "skipped": 1 - finite.astype(jnp.int32),
         }
         state = state.replace(
             step=state.step + 1, params=params, ema=ema, opt_state=opt_state

@@ -197,6 +197,7 @@ def write(
         "",
         table(rows),
         "",
+        *(f"**Warning:** {warning}.\n" for warning in report["warnings"]),
         *(
             f"- {name}: {words}"
             for name, words in protocol.items()

@@ -127,7 +127,7 @@ class Step:
           key: the run's base key, placed.
 
         Returns:
-          The new state, and metrics as the mean over the substeps, not waited for.
+          The new state, and metrics, not waited for: scalars, or [substeps].
         """
         state, metrics = self._mapped(state, batch, key)
         if self._wait:
@@ -152,8 +152,7 @@ class Step:
 
         if self.substeps == 1:
             return one(state, jax.tree.map(lambda a: a[0], batch))
-        state, metrics = jax.lax.scan(one, state, batch)
-        return state, jax.tree.map(jnp.mean, metrics)
+        return jax.lax.scan(one, state, batch)
 
 
 class Measure:

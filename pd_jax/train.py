@@ -13,10 +13,10 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, folder, preflight, processes, report
+from pd_jax import __version__, doubts, folder, memory, preflight, processes, report
 from pd_jax import config as configs
 from pd_jax.checkpoint import SKIPPED, Damaged, StageCheckpoints
-from pd_jax.evaluate import Evaluation, rows
+from pd_jax.evaluate import Evaluation, Row, rows
 from pd_jax.interrupt import Interrupt
 from pd_jax.ladder import Stage
 from pd_jax.loop import Loop
@@ -44,7 +44,8 @@ def run(
 
     Raises:
       Refused: (a ValueError) for a config that cannot work, or a workdir of another.
-      Diverged: where a loss is not finite; the last checkpoint stays.
+      Diverged: where updates in a row had a loss or gradient that is not finite; the
+        last checkpoint before them stays.
       Interrupted: on SIGINT or SIGTERM, with everything saved.
     """
     began = time.monotonic() if began is None else began
@@ -94,9 +95,13 @@ class _Run:
                 before = None
                 for training in self.setup.trainings:
                     for stage in training.stages:
-                        self._train(training, stage, before)
+                        with memory.watched(self.setup, training.name):
+                            self._train(training, stage, before)
                         before = training, stage
-                self._evaluate()
+                        with memory.watched(self.setup, "evaluation"):
+                            self._end_where_worse(training, stage)
+                with memory.watched(self.setup, "evaluation"):
+                    self._evaluate(rows(self.setup))
         finally:
             self.progress.close()
         facts = {
@@ -182,7 +187,11 @@ class _Run:
         """Whether later stages or figures have come from a stage."""
         stages = [stage for t in self.setup.trainings for stage in t.stages]
         later = stages[stages.index(stage) + 1 :]
-        return bool(self.begun.intersection(later)) or self.evaluation.begun
+        if self.begun.intersection(later):
+            return True
+        if stage in self.setup.trainings[-1].stages:
+            return self.evaluation.done(Row("student", stage.num_steps))
+        return self.evaluation.begun
 
     def _weights(self, training: Training, stage: Stage) -> dict:
         """A finished stage's weights, from disk."""
@@ -276,8 +285,7 @@ class _Run:
                 # The signal is looked at once a round: what ends a stage is saved.
                 ends = self.interrupt.asked() or loop.done == loop.end
                 due = ends or loop.passed(self.options.checkpoint_updates)
-                if due and loop.done > saved:
-                    loop.flush()
+                if due and loop.done > saved and (loop.flush() or ends):
                     seconds = facts["seconds"] + time.monotonic() - began
                     traces = max(facts["traces"], training.step.traces)
                     new = {"seconds": seconds, "traces": traces, **made, **loop.facts}
@@ -310,10 +318,20 @@ class _Run:
             },
         }
 
-    def _evaluate(self) -> None:
-        """Measures the rows that are missing."""
+    def _end_where_worse(self, training: Training, stage: Stage) -> None:
+        """Ends the ladder at a student that is worse than its teacher, if asked to."""
+        row, setup = Row("student", stage.num_steps), self.setup
+        if setup.config.ladder.on_regression != "stop" or row not in rows(setup):
+            return
+        self._evaluate([doubts.taught_by(row, setup), row])
+        if processes.agree(lambda: doubts.regression(row, setup, self.evaluation)):
+            del training.stages[training.stages.index(stage) + 1 :]
+            self.progress.say(f"{stage.name} is worse than its teacher: the last one")
+
+    def _evaluate(self, wanted: list[Row]) -> None:
+        """Measures those rows that are missing."""
         evaluation = self.evaluation
-        missing = [row for row in rows(self.setup) if not evaluation.done(row)]
+        missing = [row for row in wanted if not evaluation.done(row)]
         began = time.monotonic()
 
         def advance(work, text):
@@ -358,6 +376,7 @@ class _Run:
             "seconds": {k: round(v, 1) for k, v in seconds.items()},
             "traces": traces,
             "updates": updates,
+            "warnings": doubts.warnings(self.setup, self.evaluation, facts),
             "precision": self.setup.model.dtype.name,
             "protocol": self.evaluation.protocol(),
             "versions": {
@@ -368,6 +387,8 @@ class _Run:
         }
         names = report.write(self.workdir, result, self.evaluation, self.setup)
         print(report.table(result["rows"], everything=False))
+        for warning in result["warnings"]:
+            print(f"warning: {warning}")
         if not self.setup.config.eval.inception and len(self.setup.dataset.shape) == 3:
             print("FID not measured: no Inception weights given (eval.inception)")
         print("time: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()))

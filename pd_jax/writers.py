@@ -1,5 +1,6 @@
 """What a run writes while it goes: whole files, metric lines, and its progress."""
 
+import contextlib
 import json
 import os
 import sys
@@ -15,19 +16,41 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+@contextlib.contextmanager
+def _writing(path: epath.Path) -> Iterator[None]:
+    """Says which file an OSError is about, and what becomes of the run."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path}: not written ({error.strerror or error}); checkpoints stay as "
+            "they are, and the same command goes on from there"
+        ) from error
+
+
 def write_whole(path: epath.Path, data: str | bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
+    """Writes a file so that it is there whole or not at all.
+
+    Raises:
+      OSError: naming the file, where it cannot be written.
+    """
     data = data.encode() if isinstance(data, str) else data
-    if is_remote(path):  # where an object is whole or not at all by itself
-        path.write_bytes(data)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with _writing(path):
+        if is_remote(path):  # where an object is whole or not at all by itself
+            path.write_bytes(data)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # it takes room on a disk that has none
+                temporary.unlink()
+            raise
 
 
 class JsonLines:
@@ -42,13 +65,13 @@ class JsonLines:
         self._held = list(self.read()) if is_remote(path) else None
 
     def write(self, entry: dict) -> None:
-        """Appends one entry."""
+        """Appends one entry; OSError where that cannot be done."""
         if not self._writes:
             return
         if self._held is not None:
             self._held.append(entry)
             return
-        with open(self._path, "a") as file:
+        with _writing(self._path), open(self._path, "a") as file:
             file.write(json.dumps(entry) + "\n")
 
     def read(self) -> Iterator[dict]:

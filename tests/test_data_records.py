@@ -2,6 +2,7 @@
 
 import collections
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pd_jax.data._records import Records
+from pd_jax.names import Refused
 
 
 class Encoded:
@@ -139,6 +141,30 @@ def test_a_broken_record_is_named():
         with pytest.raises(ValueError, match="made-up pictures: record 4 does not dec"):
             attempt()
     assert len(broken.take(np.array([3, 5]))["image"]) == 2
+
+
+class Cut(Encoded):
+    def __getitem__(self, row):
+        if row == 4:
+            raise IndexError("the file is shorter than its index")
+        return super().__getitem__(row)
+
+
+def test_a_record_that_cannot_be_read_is_named():
+    cut = Records(Cut(NUM), (6, 6, 3))
+    for attempt in (lambda: cut.take(np.arange(9)), lambda: draw(cut, 0, NUM)):
+        with pytest.raises(Refused, match=r"made-up pictures: record 4 cannot .*short"):
+            attempt()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_told():
+    batches = SMALL.batches(0, 4, (0,), workers=1)
+    next(batches)
+    for process in multiprocessing.active_children():
+        process.kill()
+    with pytest.raises(OSError, match=r"made-up pictures: reading .*data_workers"):
+        collections.deque(batches, maxlen=0)
 
 
 def test_worker_processes_give_the_same():

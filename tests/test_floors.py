@@ -38,6 +38,8 @@ FLOORS = [
         "costs",
         "estimate",
         "command",
+        "doubts",
+        "memory",
     },
     {"train"},
     {"main", "bench"},
@@ -60,7 +62,9 @@ NEIGHBOURS = {
     "loop": {"setup"},
     "preflight": {"readings", "setup"},
     "costs": {"setup", "evaluate"},
+    "doubts": {"setup", "evaluate"},
     "estimate": {"setup", "costs"},
+    "memory": {"setup", "costs"},
     "command": {"config"},
 }
 MATHS_LIBRARIES = {"jax", "numpy", "pd_jax"}

@@ -3,11 +3,13 @@
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
 
 from pd_jax import main
+from pd_jax.step import Step
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS, PHOTOS, FOLDER, CIFAR = (
@@ -64,6 +66,9 @@ WRONG = [
     ((DIGITS, "--config.ladder.plateau=0.1"), "give ladder.check_updates"),
     ((DIGITS, "--config.ladder.plateau=1.0"), "below 1"),
     ((DIGITS, "--config.ladder.check_updates=-5"), "multiple"),
+    ((DIGITS, "--config.ladder.on_regression=halt"), "known are flag, stop"),
+    ((DIGITS, "--config.ladder.regression_factor=0.5"), "at least 1"),
+    ((DIGITS, "--config.run.most_skipped=0"), "run.most_skipped=0"),
     ((DIGITS, "--config.teacher.ema=1.0"), "below 1"),
     ((DIGITS, "--config.ladder.dropout=-0.1"), "at least 0"),
     ((DIGITS, "--config.model.name=mpl"), 'Did you mean "mlp"'),
@@ -292,6 +297,19 @@ def test_training_that_diverges_stops_with_the_stage_and_keeps_no_such_state(
     assert "error: teacher: the loss is" in printed.err
     assert "Traceback" not in printed.err
     assert not list((tmp_path / "run" / "checkpoints" / "teacher").glob("[0-9]*"))
+
+
+def test_devices_out_of_memory(call, monkeypatch):
+    def out_of_memory(self, *arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(Step, "__call__", out_of_memory)
+    code, printed, _ = call(DIGITS + ":smoke", "--workdir=run")
+    assert code == 1
+    assert "error: teacher: a device is out of memory; a step needs" in printed.err
+    assert "on each of 4 devices" in printed.err
+    assert "teacher.batch than 128 or a larger teacher.microbatches" in printed.err
+    assert "Traceback" not in printed.err
 
 
 def test_a_config_file_with_a_misspelt_key(call, tmp_path):

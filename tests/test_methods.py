@@ -65,7 +65,7 @@ def test_contract(name, cosine):
     assert int(state.step) == 3
     assert step.traces == 1
     chex.assert_tree_all_finite(metrics)
-    assert {"loss", "grad_norm", "learning_rate"} <= set(metrics)
+    assert {"loss", "grad_norm", "learning_rate", "skipped"} <= set(metrics)
     result = method.result(state)
     chex.assert_trees_all_equal_shapes_and_dtypes(result, weights)
     # The hand-over: a new stage starts from the result, with all else fresh.
@@ -105,6 +105,50 @@ def test_microbatches_and_substeps_change_nothing(name, cosine):
         *(jax.tree.leaves(jax.device_get(s.params)) for s in (plain, other))
     ):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", methods.known())
+def test_an_update_that_is_not_finite_is_left_out_on_all_devices(name, cosine):
+    method = method_of(name, cosine, Descent(ema=0.9))
+    step = Step(method.update, jax.devices())
+    state = step.place(method.start(weights_of(method), STAGE))
+    key = step.place(jax.random.key(3))
+    bad = batch(16, seed=1)
+    bad["image"][13, 2, 2] = np.nan  # on the last device alone
+    found, states = [], []
+    for examples in (batch(16), bad, batch(16, seed=2)):
+        state, metrics = step(state, step.share(examples), key)
+        found.append(jax.device_get(metrics))
+        states.append(jax.tree.map(np.array, state))
+    assert [int(m["skipped"]) for m in found] == [0, 1, 0]
+    assert [bool(np.isfinite(m["loss"])) for m in found] == [True, False, True]
+    assert [int(s.step) for s in states] == [1, 2, 3]
+    chex.assert_trees_all_equal(states[1].replace(step=states[0].step), states[0])
+    moved = jax.tree.map(lambda a, b: np.any(a != b), states[2].ema, states[1].ema)
+    assert any(jax.tree.leaves(moved))
+    for leaf in jax.tree.leaves(state):
+        for shard in leaf.addressable_shards:
+            np.testing.assert_array_equal(shard.data, leaf)
+    assert step.traces == 1
+
+
+def test_a_gradient_that_is_not_finite_is_enough_and_substeps_are_told_apart():
+    descent = Descent()
+
+    def loss(params, batch, keys):  # 0, with a gradient of 0/0, where its weight is 0
+        return batch["image"] + jnp.sqrt(jnp.square(params["w"]))
+
+    def update(state, batch, keys):
+        return descent.update(state, loss, batch, keys)
+
+    step = Step(update, jax.devices()[:1], substeps=2)
+    for start, skipped in ((0.0, [1, 1]), (1.0, [0, 0])):
+        state = step.place(descent.start({"w": jnp.full((), start)}, STAGE))
+        images = step.share({"image": np.zeros(4, np.float32)})
+        state, metrics = step(state, images, step.place(jax.random.key(0)))
+        assert metrics["skipped"].tolist() == skipped
+        assert np.isfinite(metrics["loss"]).all()
+        assert bool(state.params["w"] == start) == bool(skipped[0])
 
 
 def compiles():

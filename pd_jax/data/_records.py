@@ -18,6 +18,8 @@ from absl import flags
 
 from pd_jax.data import Dataset, to_float
 from pd_jax.data._images import Unreadable, decode
+from pd_jax.files import brief
+from pd_jax.names import Refused
 
 BUFFERED = 2  # batches that every reading process holds ready, beside those it works on
 
@@ -62,15 +64,22 @@ class Records(Dataset):
         """{"image": uint8 of `shape`, "label": int32 (if any)}.
 
         Raises:
-          ValueError: for a record that does not decode, naming it.
+          Refused: (a ValueError) for a record that cannot be read or does not decode,
+            naming it.
         """
-        record = self.source[row]
+        try:
+            record = self.source[row]
+        except Exception as error:  # readers have no kind of their own
+            raise Refused(
+                f"{self.source}: record {row} cannot be read ({brief(error)}); put "
+                "back, or prepare again, the files that it is in"
+            ) from error
         image = record["image"]
         if isinstance(image, bytes):
             try:
                 image = decode(image, self.shape[0], self.shape[-1])
             except Unreadable as error:
-                raise ValueError(
+                raise Refused(
                     f"{self.source}: record {row} does not decode ({error})"
                 ) from error
         if not self.num_classes:
@@ -124,14 +133,21 @@ class Records(Dataset):
             grain.MultiprocessingOptions(workers, per_worker_buffer_size=BUFFERED),
             worker_init_fn=_start_worker,
         )
-        batches = _each(loader)
+        batches = _each(loader, str(self.source))
         _OPEN.add(batches)
         return batches
 
 
-def _each(loader: grain.IterDataset) -> Iterator[dict]:
+def _each(loader: grain.IterDataset, name: str) -> Iterator[dict]:
     with contextlib.closing(iter(loader)) as batches:
-        yield from map(_own, batches)
+        try:
+            yield from map(_own, batches)
+        except RuntimeError as error:  # Grain's, of a process that is gone
+            raise OSError(
+                f"{name}: reading ended ({brief(error)}); a process that is killed for "
+                "want of memory ends so: fewer run.data_workers need less of it. The "
+                "same command goes on from the last checkpoint"
+            ) from error
 
 
 @atexit.register

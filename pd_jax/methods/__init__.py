@@ -10,7 +10,8 @@ a `Descent`, with
                                        dropout only where its key is given
     update(state, batch, keys) -> (state, metrics)
                                        pure; per device, axis "batch"; one key per
-                                       example; state.step grows by one
+                                       example; state.step grows by one; metrics as
+                                       from `optim.Descent.update`, or more
     result(state) -> weights           the part of it that a finished stage hands over
 
 The state is the method's own pytree with fields `step`, `stage` and `teacher`: a method

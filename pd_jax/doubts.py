@@ -1,0 +1,62 @@
+"""What a report warns of: updates that were skipped, students worse than their teacher.
+
+Source of the latter's figure: the Frechet distance on pixels, which needs no download.
+"""
+
+import math
+
+from pd_jax.evaluate import Evaluation, Row, rows
+from pd_jax.setup import Setup
+
+METRIC = "frechet_pixels"
+
+
+def warnings(
+    setup: Setup, evaluation: Evaluation, facts: dict[str, list[dict]]
+) -> list[str]:
+    """All warnings of a run that is complete.
+
+    Args:
+      setup: the run's.
+      evaluation: with all rows measured.
+      facts: what each training's stages keep beside their weights, by training.
+    """
+    found = [
+        f"{stage.name}: {kept['skipped']} of {kept['end']} updates skipped, with a "
+        "loss or gradient that is not finite (skipped_at in metrics.jsonl)"
+        for training in setup.trainings
+        for stage, kept in zip(training.stages, facts[training.name])
+        if kept.get("skipped")
+    ]
+    students = [row for row in rows(setup) if row.model == "student"]
+    found += [regression(row, setup, evaluation) for row in students]
+    return [text for text in found if text]
+
+
+def taught_by(student: Row, setup: Setup) -> Row:
+    """The row that a student is held against.
+
+    Returns:
+      The measured student before it; for the first one the teacher, with the step count
+      that is nearest to what it taught with.
+    """
+    known = rows(setup)
+    before = known[known.index(student) - 1]
+    if before.model == "student":
+        return before
+    steps = student.num_steps * setup.config.ladder.factor
+    teacher = [row for row in known if row.model == "teacher"]
+    return min(teacher, key=lambda row: abs(math.log(row.num_steps / steps)))
+
+
+def regression(student: Row, setup: Setup, evaluation: Evaluation) -> str:
+    """Says that a measured student is worse than its teacher; empty where it is not."""
+    factor = setup.config.ladder.regression_factor
+    teacher = taught_by(student, setup)
+    mine, its = (evaluation.entry(r)["metrics"][METRIC] for r in (student, teacher))
+    if mine <= factor * its:
+        return ""
+    return (
+        f"{student.name}: {METRIC} is {mine:.3g}, more than "
+        f"ladder.regression_factor={factor:g} times the {its:.3g} of {teacher.name}"
+    )

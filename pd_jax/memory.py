@@ -1,0 +1,79 @@
+"""What to say where a device's memory is not enough."""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+
+from pd_jax import models
+from pd_jax.costs import count
+from pd_jax.setup import Setup, sketch
+
+SHOWN = 3  # parts of an estimate, the largest
+
+
+@contextlib.contextmanager
+def watched(setup: Setup, name: str) -> Iterator[None]:
+    """Says what to change where devices run out of memory.
+
+    Args:
+      setup: the run's.
+      name: of the training whose steps run inside, or "evaluation".
+
+    Raises:
+      MemoryError: in place of the runtime's own error.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        advice = _of_sampling if name == "evaluation" else _of_training
+        raise MemoryError(
+            f"{name}: a device is out of memory{advice(setup, name)}"
+        ) from error
+
+
+def _of_sampling(setup: Setup, name: str) -> str:
+    size = setup.config.run.eval_batch
+    return (
+        f"; the same command goes on with a smaller run.eval_batch than {size}, and "
+        "what is measured stays the same"
+    )
+
+
+def _of_training(setup: Setup, name: str) -> str:
+    config, section = setup.config, setup.config[name]
+    keys = [
+        f"a smaller {name}.batch than {section.batch}",
+        f"a larger {name}.microbatches than {section.microbatches}",
+    ]
+    if "remat" in models.fields(config.model.name):
+        keys.append(f"model.remat (now {config.model.remat})")
+    *first, last = keys
+    return (
+        f"{_estimate(setup, name)}. What lowers it: {', '.join(first)} or {last}. They "
+        "make another run, which needs another --workdir"
+    )
+
+
+def _estimate(setup: Setup, name: str) -> str:
+    """What a step takes, in words; empty where that cannot be told."""
+    num = jax.device_count()
+    config = setup.config.copy_and_resolve_references()
+    config.precision = setup.model.dtype.name  # "auto" is another one elsewhere
+    try:
+        costs = count(sketch(config, num), num)
+    except Exception:  # the error that led here matters more
+        return ""
+    cost = next(cost for cost in costs.trainings if cost.name == name)
+    parts = sorted(cost.memory, key=cost.memory.get, reverse=True)[:SHOWN]
+    words = ", ".join(f"{part} {_gigabytes(cost.memory[part])}" for part in parts)
+    return (
+        f"; a step needs {_gigabytes(cost.total)} on each of {num} devices by "
+        f"estimate ({words})"
+    )
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"

@@ -1,0 +1,170 @@
+"""Faults within a run: numbers, disks, memory, and students that are worse."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from pd_jax import doubts, memory, train
+from pd_jax.checkpoint import StageCheckpoints
+from pd_jax.config import default
+from pd_jax.data import InMemory
+from pd_jax.evaluate import Row
+from pd_jax.loop import Diverged, Loop
+from pd_jax.metrics.summary import Summary
+from pd_jax.setup import build
+from tests.test_train import tiny
+
+FEW = {
+    "ladder.start": 2,
+    "eval.teacher_steps": (1,),
+    "eval.num_samples": 20,
+    "eval.reference_steps": 2,
+}
+
+
+def kept(workdir):
+    folder = workdir / "checkpoints" / "teacher"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Updates of the teacher whose batches have a pixel that is not a number."""
+    updates, plain = set(), InMemory.batches
+
+    def batches(self, first, size, seed, *rest):
+        for i, batch in enumerate(plain(self, first, size, seed, *rest)):
+            if seed[1] == 0 and first // size + i + 1 in updates:
+                batch["image"][5, 3, 3] = np.nan
+            yield batch
+
+    monkeypatch.setattr(InMemory, "batches", batches)
+    return updates
+
+
+def test_updates_that_are_not_finite_are_skipped_told_and_too_many_stop(
+    poison, tmp_path, capsys
+):
+    config = tiny(**FEW, **{"run.most_skipped": 6})
+    poison |= {7, *range(12, 21)}
+    says = r"teacher: the loss is nan, .* nan at update 17, .* in a row: 6 \(run\.most_"
+    with pytest.raises(Diverged, match=says):
+        train.run(config, tmp_path / "run", "tiny")
+    assert kept(tmp_path / "run") == [5, 10]  # not 15, amid them
+    poison -= set(range(12, 21))
+    report = train.run(config, tmp_path / "run", "tiny")
+
+    printed = capsys.readouterr().out
+    assert "1 of 3 updates skipped; the loss is nan" in printed
+    assert "examples 96 to 111 of the data's order" in printed
+    assert [w.partition(",")[0] for w in report["warnings"]][:1] == [
+        "teacher: 1 of 20 updates skipped"
+    ]
+    assert report["warnings"][0] in (tmp_path / "run" / "report.md").read_text()
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert {e["update"]: e["skipped"] for e in lines if e["skipped"]} == {8: 1}
+    where = [e["skipped_at"] for e in lines if "skipped_at" in e]
+    assert where == [[{"update": 7, "examples": [96, 111]}]]
+    assert all(np.isfinite(e["loss"]) for e in lines)
+
+
+class Reached(Exception):
+    """A run got as far as its next update."""
+
+
+def in_the_way(workdir):
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "metrics.jsonl").mkdir()
+
+
+def out_of_the_way(workdir):
+    (workdir / "metrics.jsonl").rmdir()
+
+
+DISKS = {
+    "not writable": (in_the_way, out_of_the_way, "metrics.jsonl: not written", 15),
+    "vanished": (shutil.rmtree, lambda workdir: None, "teacher: gone", 0),
+}
+
+
+@pytest.mark.parametrize("case", DISKS)
+def test_a_disk_that_fails_loses_nothing_that_was_saved(case, tmp_path, monkeypatch):
+    fail, repair, says, update = DISKS[case]
+    plain, workdir = StageCheckpoints.save, tmp_path / "run"
+
+    def save(self, state, facts):
+        if int(state.step) == 15:
+            self._manager.wait_until_finished()
+            fail(workdir)
+        plain(self, state, facts)
+
+    def reach(self, state):
+        raise Reached(self._stage.name, self.done)
+
+    monkeypatch.setattr(StageCheckpoints, "save", save)
+    try:
+        with pytest.raises(OSError, match=says):
+            train.run(tiny(**FEW), workdir, "tiny")
+    finally:
+        repair(workdir)
+    monkeypatch.setattr(Loop, "call", reach)
+    with pytest.raises(Reached) as reached:
+        train.run(tiny(**FEW), workdir, "tiny")
+    assert reached.value.args == ("teacher", update)
+
+
+def out_of_memory():
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+
+def test_devices_out_of_memory_name_the_keys():
+    config = default("digits", "dit")
+    config.teacher.updates = config.ladder.start = 2
+    config.ladder.updates = (2,)
+    setup = build(config)
+    says = r"GB on each of 4 devices .*ladder\.batch than 128, .* model.remat \(now Fal"
+    with pytest.raises(MemoryError, match=says), memory.watched(setup, "ladder"):
+        out_of_memory()
+    says = r"run\.eval_batch than 1000"
+    with pytest.raises(MemoryError, match=says), memory.watched(setup, "evaluation"):
+        out_of_memory()
+    other = pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL")
+    with other, memory.watched(setup, "ladder"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: another")
+
+
+def worse(monkeypatch, *figures):
+    """Rows get these Frechet distances in the order in which they are measured."""
+    left = list(figures)
+    found = lambda self, reference: {"frechet_pixels": left.pop(0)}  # noqa: E731
+    monkeypatch.setattr(Summary, "compare", found)
+
+
+def test_a_student_that_is_worse_than_its_teacher_ends_the_ladder(
+    tmp_path, monkeypatch, capsys
+):
+    few = {**FEW, "ladder.start": 8, "eval.teacher_steps": (9, 1)}
+    config = tiny(**few, **{"ladder.on_regression": "stop"})
+    worse(monkeypatch, 1.0, 1.9, 3.9, 7.0)  # teacher_9, student_4, _2, teacher_1
+    report = train.run(config, tmp_path / "run", "tiny")
+    rows = [(r["model"], r["num_steps"]) for r in report["rows"]]
+    assert rows == [("teacher", 9), ("teacher", 1), ("student", 4), ("student", 2)]
+    assert set(report["updates"]) == {"teacher", "student_4", "student_2"}
+    (warning,) = report["warnings"]
+    assert "student_2: frechet_pixels is 3.9" in warning
+    assert "times the 1.9 of student_4" in warning
+    assert "student_2 is worse than its teacher" in capsys.readouterr().out
+    (tmp_path / "run" / "report.json").unlink()
+    assert train.run(config, tmp_path / "run", "tiny")["rows"] == report["rows"]
+
+
+def test_what_a_student_is_held_against():
+    config = tiny(**{"ladder.start": 16, "eval.teacher_steps": (64, 12, 1)})
+    config.eval.max_steps = 4
+    setup = build(config)
+    assert doubts.taught_by(Row("student", 4), setup) == Row("teacher", 12)
+    assert doubts.taught_by(Row("student", 2), setup) == Row("student", 4)
