@@ -30,6 +30,7 @@ def get_config(variant: str = ""):
     config.ladder.learning_rate = (2e-3,)
     config.ladder.decay = "linear"
     config.ladder.ema = 0.99
+    config.run.checkpoint_updates = 1000
     if variant == "smoke":
         config.model.width = 32
         config.model.num_blocks = 1

@@ -45,6 +45,7 @@ def poison(monkeypatch):
     return updates
 
 
+@pytest.mark.slow
 def test_updates_that_are_not_finite_are_skipped_told_and_too_many_stop(
     poison, tmp_path, capsys
 ):
