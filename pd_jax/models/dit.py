@@ -93,7 +93,7 @@ class Network(nn.Module):
       num_classes: classes of the label; 0 or 1 for a network without labels.
       attention: "auto", "xla" or "cudnn", see `_attention.attend`.
       remat: whether the backward pass computes a block's inside again, which saves its
-        memory for a third more time.
+        memory for one more forward pass.
       dropout: share of dropped hidden units when training.
       out_ch: channels of the output; those of z where 0.
       dtype: of the arithmetic in the blocks; that of z where None.

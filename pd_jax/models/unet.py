@@ -150,7 +150,7 @@ class Network(nn.Module):
       num_classes: classes of the label; 0 or 1 for a network without labels.
       attention: "auto", "xla" or "cudnn", see `_attention.attend`.
       remat: heights at which the backward pass computes a block's inside again, which
-        saves its memory for a third more time there.
+        saves its memory for one more forward pass there.
       dropout: share of dropped activations when training.
       out_ch: channels of the output; those of z where 0.
       dtype: of the arithmetic between the first and the last convolution; that of z
