@@ -9,8 +9,11 @@ import traceback
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pd_jax import config, names
+from pd_jax import config as configs
+from pd_jax import names
 from pd_jax.names import Refused
+
+NO_CONFIG = "--config=configs/NAME.py is missing"
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with an optional variant: configs/digits.py:smoke"
@@ -46,7 +49,7 @@ def _load(given: str) -> dict:
             f"{file}: get_config returns {type(values).__name__}; begin with "
             "pd_jax.config.default(data, model), change its keys and return it"
         )
-    return dict(config.flatten(values))
+    return dict(configs.flatten(values))
 
 
 def _failed(file: str, error: Exception) -> str:
@@ -57,54 +60,69 @@ def _failed(file: str, error: Exception) -> str:
     return f"{file}{at}: {type(error).__name__}: {error}"
 
 
-def _parse(argv: list[str]) -> None:
+def _parse(argv: list[str]) -> list[str]:
     """Parses flags; Refused says what is wrong with them."""
-    given = None
+    given, keys = None, {}
     for argument, after in zip(argv, [*argv[1:], None]):
         if re.fullmatch("--?config", argument):
             given = after
         elif re.match("--?config=", argument):
             given = argument.split("=", 1)[1]
-    if given is None:
-        raise Refused("--config=configs/NAME.py is missing")
-    keys = _load(given)
+    if given is not None:
+        keys = _load(given)
     # Ahead of the flags' own parsing, for one clear line instead of a traceback.
     for argument in argv:
         key = re.match(r"--?config\.([^=\[]*)", argument)
+        if key and given is None:
+            raise Refused(NO_CONFIG)
         if key and key[1] not in keys:
             raise Refused(
                 f"--config.{key[1]}: no such key in {given}."
                 + names.suggest(key[1], keys)
             )
     try:
-        rest = flags.FLAGS(argv)
+        return flags.FLAGS(argv)[1:]
     except (flags.Error, IndexError, TypeError) as error:
         raise Refused(f"{error}; flags are --name=value") from error
-    if len(rest) > 1:
-        raise Refused(f"unexpected argument {rest[1]}: flags are --name=value")
 
 
-def parse(argv: list[str], usage: str) -> tuple[str, str]:
-    """Parses a command line, after which `CONFIG.value` is the config.
+def parse(argv: list[str], usage: str) -> list[str]:
+    """Parses a command line; flags have their values then.
 
     Args:
       argv: the program and its arguments.
       usage: what --help prints, which ends the program.
 
     Returns:
-      The config file's name without its suffix, and the variant, which may be empty.
+      The arguments that are not flags.
 
     Raises:
-      Refused: for a flag, config file or key that is missing, unknown or malformed.
+      Refused: for a flag, config file or key that is unknown or malformed.
     """
     if "--help" in argv or "-h" in argv:
         print(usage)
         sys.exit(0)
     try:
-        _parse(argv)
+        return _parse(argv)
     except ValueError as error:
         raise Refused(str(error)) from error
-    file, _, variant = config_flags.get_config_filename(
-        flags.FLAGS["config"]
-    ).partition(":")
-    return pathlib.Path(file).stem, variant
+
+
+def no_more(rest: list[str]) -> None:
+    """Refuses arguments that are not flags."""
+    if rest:
+        raise Refused(f"unexpected argument {rest[0]}: flags are --name=value")
+
+
+def config() -> ConfigDict:
+    """The config that was given; Refused where there is none."""
+    if CONFIG.value is None:
+        raise Refused(NO_CONFIG)
+    return CONFIG.value
+
+
+def name() -> str:
+    """The config file's name without its suffix, and ":VARIANT" where one is given."""
+    given = config_flags.get_config_filename(flags.FLAGS["config"])
+    file, colon, variant = given.partition(":")
+    return pathlib.Path(file).stem + (colon + variant if variant else "")

@@ -39,17 +39,14 @@ import logging
 
 from absl import flags
 
-from pd_jax import names
-from pd_jax.command import CONFIG, parse
+from pd_jax import command, names
 from pd_jax.names import Refused
-
-MODES = ("run", "estimate")
 
 DISTRIBUTED = flags.DEFINE_string(
     "distributed", "auto", "How processes join: auto, on or off"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME")
-MODE = flags.DEFINE_string("mode", "run", f"One of: {', '.join(MODES)}")
+MODE = flags.DEFINE_string("mode", "run", "What to do: see the top of this help")
 # What an estimate is for; a run uses the machine that it is on.
 CHIP = flags.DEFINE_string("chip", "v5e", "Accelerator to estimate for")
 NUM_CHIPS = flags.DEFINE_integer("num_chips", 8, "How many share the batch")
@@ -57,20 +54,48 @@ UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Share of the chips' peak r
 COMPILE = flags.DEFINE_bool("compile", False, "Ask the compiler for the step's memory")
 
 
-def _estimate(name: str) -> None:
-    """Mode `estimate`."""
+def _workdir() -> str:
+    """The folder that a run is in, or will be."""
+    if WORKDIR.value == "":
+        raise Refused("--workdir= is empty: give a folder, or leave the flag out")
+    return WORKDIR.value or os.path.join("runs", command.name().replace(":", "_"))
+
+
+def _run() -> None:
+    """Mode `run`: whatever a run still lacks."""
+    from pd_jax import compilation, processes, train
+
+    config, workdir = command.config(), _workdir()
+    try:
+        processes.join(DISTRIBUTED.value)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    compilation.keep()
+    with open(os.devnull, "w") as nowhere:
+        # What all processes would say alike, one says.
+        out = sys.stdout if processes.is_first() else nowhere
+        with contextlib.redirect_stdout(out):
+            train.run(config, workdir, command.name(), BEGAN)
+
+
+def _estimate() -> None:
+    """Mode `estimate`: what a run would take."""
     import jax
 
     from pd_jax import estimate
 
+    config = command.config()
     if not COMPILE.value:  # tracing needs no accelerator, which a run may hold
         jax.config.update("jax_platforms", "cpu")
     chips = CHIP.value, NUM_CHIPS.value, UTILISATION.value
     gc.disable()  # tracing makes objects by the million: a fifth of its time otherwise
     try:
-        estimate.run(CONFIG.value, name, *chips, COMPILE.value)
+        estimate.run(config, command.name(), *chips, COMPILE.value)
     finally:
         gc.enable()
+
+
+MODES = {"run": _run, "estimate": _estimate}
 
 
 def _pass_over_tasks(report) -> None:
@@ -82,36 +107,20 @@ def _pass_over_tasks(report) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code."""
-    from pd_jax import compilation, processes, train
+    from pd_jax import processes
     from pd_jax.interrupt import Interrupted
     from pd_jax.loop import Diverged
 
     # The storage library's tasks report there, at length, what is raised anyway.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
-        name, variant = parse(argv, __doc__)
+        rest = command.parse(argv, __doc__)
         try:
             names.check(MODE.value, MODES, "mode")
         except ValueError as error:
             raise Refused(str(error)) from error
-        folder = f"{name}_{variant}" if variant else name
-        if WORKDIR.value == "":
-            raise Refused("--workdir= is empty: give a folder, or leave the flag out")
-        workdir = WORKDIR.value or os.path.join("runs", folder)
-        name = f"{name}:{variant}" if variant else name
-        if MODE.value == "estimate":
-            _estimate(name)
-            return 0
-        try:
-            processes.join(DISTRIBUTED.value)
-        except ValueError as error:
-            raise Refused(str(error)) from error
-        compilation.keep()
-        with open(os.devnull, "w") as nowhere:
-            # What all processes would say alike, one says.
-            out = sys.stdout if processes.is_first() else nowhere
-            with contextlib.redirect_stdout(out):
-                train.run(CONFIG.value, workdir, name, BEGAN)
+        command.no_more(rest)
+        MODES[MODE.value]()
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -33,9 +33,9 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
+from pd_jax import command, data, names
 from pd_jax import config as configs
-from pd_jax import data, names
-from pd_jax.command import CONFIG, parse
+from pd_jax.command import CONFIG
 from pd_jax.names import Refused
 
 MEASURES = ("start", "step", "sampler", "loop", "data", "compiles")
@@ -354,9 +354,10 @@ def _run(name: str) -> int:
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     try:
-        name, variant = parse(argv, __doc__)
+        command.no_more(command.parse(argv, __doc__))
+        command.config()
         try:
-            return _run(f"{name}:{variant}" if variant else name)
+            return _run(command.name())
         except ValueError as error:
             raise Refused(str(error)) from error
     except Refused as error:
