@@ -32,6 +32,7 @@ def get_config(variant: str = ""):
     config.ladder.decay = "linear"
     config.ladder.ema = 0.99
     config.run.checkpoint_updates = 1000
+    config.run.substeps = 10  # a loop without convolutions is fast on CPU too
     if variant == "smoke":
         config.model.width = 32
         config.model.num_blocks = 1

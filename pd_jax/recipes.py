@@ -79,7 +79,7 @@ def smoke_unet(config: ConfigDict) -> None:
     config.eval.num_samples = 64
     config.eval.reference_steps = 16
     config.run.eval_batch = 64
-    config.run.checkpoint_updates = 100
+    config.run.checkpoint_updates = 1000  # minutes apart, as in a real run
 
 
 def lsun(dataset: str, variant: str) -> ConfigDict:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import jax
@@ -257,12 +258,15 @@ def _assemble(
             section.weighting,
             **{key: offered[key] for key in taken},
         )
-        step = Step(method.update, devices, config.run.substeps)
+        check = section.get("check_updates", 0)
+        whole = math.gcd(check, *(stage.updates for stage in stages))
+        substeps = range(1, config.run.substeps + 1)
+        step = Step(method.update, devices, max(n for n in substeps if whole % n == 0))
         key = step.place(jax.random.fold_in(root, 1 + purpose))
         seed = (config.seed, purpose)
         rule, measure = Plateau(), None
-        if section.get("check_updates"):
-            rule = Plateau(section.check_updates, section.plateau)
+        if check:
+            rule = Plateau(check, section.plateau)
             measure = Measure(handed_over(method), step, jax.random.fold_in(root, 3))
         return Training(
             name, method, step, stages, section.batch, key, seed, rule, measure

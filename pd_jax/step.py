@@ -10,6 +10,7 @@ it is one array of all processes: `place` and `everywhere` go between the two.
 """
 
 import collections
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -58,12 +59,17 @@ class Step:
         # calls in flight can starve until they wait for each other.
         self._wait = len(self.devices) > 1 and self.devices[0].platform == "cpu"
 
-    @property
+    @functools.cached_property  # made once: it costs as much as a small batch's way
     def sharding(self) -> NamedSharding:
         """How the mapped step returns a state: alike on this process's devices."""
         return NamedSharding(Mesh(np.array(self._local), (AXIS,)), PartitionSpec())
 
-    @property
+    @functools.cached_property
+    def _split(self) -> NamedSharding:
+        """How batches lie on this process's devices, by their first axis."""
+        return self.sharding.update(spec=PartitionSpec(AXIS))
+
+    @functools.cached_property
     def mesh(self) -> Mesh:
         """All devices of all processes, as one axis."""
         return Mesh(np.array(self.devices), (AXIS,))
@@ -115,8 +121,7 @@ class Step:
         def cut(a):  # to [devices, count, B / devices, ...]
             return np.swapaxes(a.reshape(count, num, -1, *a.shape[1:]), 0, 1)
 
-        split = self.sharding.update(spec=PartitionSpec(AXIS))
-        return jax.device_put(jax.tree.map(cut, batch), split)
+        return jax.device_put(jax.tree.map(cut, batch), self._split)
 
     def __call__(self, state, batch: dict, key: jax.Array):
         """Runs `substeps` updates.

@@ -259,9 +259,10 @@ class _Run:
                 return
             began = time.monotonic()
             state, facts = self._start(training, stage, before, kept)
-            if (kept.end - kept.updates) % self.options.substeps:
+            substeps = training.step.substeps
+            if (kept.end - kept.updates) % substeps:
                 raise Refused(
-                    f"run.substeps={self.options.substeps} does not divide the updates "
+                    f"run.substeps={substeps} does not divide the updates "
                     f"left of {stage.name}, {kept.updates} to {kept.end}: give 1, "
                     "and set it back in the next stage"
                 )

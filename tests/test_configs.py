@@ -71,3 +71,15 @@ def test_its_step_and_sampler_lower_for_accelerators(name, tmp_path):
     for platform in ("tpu", "cuda"):
         text = evaluation.trace().lower(lowering_platforms=(platform,)).as_text()
         assert "while" in text
+
+
+def test_substeps_are_the_most_that_divide_the_updates_of_every_stage():
+    config = configs.default("digits", "mlp")
+    config.model.width, config.model.num_blocks = 8, 1
+    config.teacher.updates = 21
+    config.ladder.start, config.ladder.updates = 4, (40, 20)
+    config.run.substeps = 8
+    teacher, ladder = build(config).trainings
+    assert (teacher.step.substeps, ladder.step.substeps) == (7, 5)
+    config.ladder.check_updates = 4
+    assert build(config).trainings[1].step.substeps == 4
