@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pd_jax import files, processes
+from pd_jax import compilation, files, processes
 from pd_jax.metrics import inception, load_statistics, rmse
 from pd_jax.metrics.summary import KEPT, SIDE, Reference, Summary
 from pd_jax.names import Refused
@@ -156,14 +156,15 @@ class Evaluation:
             if self._labels is not None:  # the last batch is filled up
                 label = self._labels[np.minimum(place, num - 1)]
             place, label = jax.device_put((place, label), self._split)
-            x = self._sampler(
-                params,
-                place,
-                label,
-                jnp.int32(num_steps),
-                exact=params is None,
-                method=method or self._config.sampler,
-            )
+            with compilation.tracing():  # of the first call
+                x = self._sampler(
+                    params,
+                    place,
+                    label,
+                    jnp.int32(num_steps),
+                    exact=params is None,
+                    method=method or self._config.sampler,
+                )
             yield np.asarray(x)[: num - first]
 
     def trace(self) -> jax.stages.Traced:

@@ -34,7 +34,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, _stop_at_once)
 
 import contextlib
-import gc
 import logging
 
 from absl import flags
@@ -82,17 +81,14 @@ def _estimate() -> None:
     """Mode `estimate`: what a run would take."""
     import jax
 
-    from pd_jax import estimate
+    from pd_jax import compilation, estimate
 
     config = command.config()
     if not COMPILE.value:  # tracing needs no accelerator, which a run may hold
         jax.config.update("jax_platforms", "cpu")
     chips = CHIP.value, NUM_CHIPS.value, UTILISATION.value
-    gc.disable()  # tracing makes objects by the million: a fifth of its time otherwise
-    try:
+    with compilation.tracing():
         estimate.run(config, command.name(), *chips, COMPILE.value)
-    finally:
-        gc.enable()
 
 
 MODES = {"run": _run, "estimate": _estimate}

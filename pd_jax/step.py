@@ -10,6 +10,7 @@ it is one array of all processes: `place` and `everywhere` go between the two.
 """
 
 import collections
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pd_jax import compilation
 
 AXIS = "batch"
 AHEAD = 2  # calls whose batches are on the devices before they are needed
@@ -134,7 +137,8 @@ class Step:
         Returns:
           The new state, and metrics, not waited for: scalars, or [substeps].
         """
-        state, metrics = self._mapped(state, batch, key)
+        with contextlib.nullcontext() if self.traces else compilation.tracing():
+            state, metrics = self._mapped(state, batch, key)
         if self._wait:
             jax.block_until_ready(metrics)
         return state, metrics

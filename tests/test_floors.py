@@ -51,6 +51,7 @@ NEIGHBOURS = {
     "conventions": {"diffusion", "arcs"},
     "optim": {"state"},
     "denoisers": {"models"},
+    "step": {"compilation"},
     "seal": {"files"},
     "checkpoint": {"writers"},
     "metrics": {"writers"},
