@@ -34,73 +34,102 @@ def _training() -> dict:
     """Keys that the teacher's training and the ladder share."""
     return dict(
         batch=128,  # examples per update, over all devices
-        weighting="truncated_snr",  # of diffusion.weighted_mse
-        decay="constant",  # of the learning rate: constant, linear, cosine, cooldown
-        warmup_updates=0,
+        weighting="truncated_snr",  # of the loss over noise levels
+        decay="constant",  # of the learning rate over a stage; "cooldown" is constant,
+        # then linear to 0 over the last 20%
+        warmup_updates=0,  # in which the learning rate grows from 0, in every stage
         clip_norm=1.0,  # of the gradient averaged over devices; 0: no clipping
         dropout=0.0,  # in the network, while training
         weight_decay=0.0,  # decoupled, times the learning rate
-        ema=0.0,  # decay of the weights' running average; 0: none kept
-        microbatches=1,  # parts of each device's batch, one after the other
+        ema=0.0,  # decay of the weights' running average, which is what is measured
+        # and handed over; 0: none kept
+        microbatches=1,  # parts of a device's batch, one after the other: less memory
     )
 
 
 def default(data_name: str, model_name: str) -> ConfigDict:
     """All keys with their defaults, for a data set and a network by name; locked.
 
+    docs/config.md is made of the comments below: `python docs/make_config.py`.
+
     Raises:
       ValueError: for an unknown name, listing the known ones.
     """
     return ConfigDict(
         dict(
-            seed=0,
-            precision="auto",  # in the network: float32, bfloat16; auto: by device
-            data=dict(name=data_name, **data.options(data_name)),
-            schedule=dict(name="cosine", logsnr_min=-20.0, logsnr_max=20.0),
-            model=dict(name=model_name, output="v", **models.fields(model_name)),
+            seed=0,  # of first weights, data order, noise and dropout
+            precision="auto",  # of the networks' arithmetic; "auto": bfloat16, but
+            # float32 on CPU
+            data=dict(
+                name=data_name,  # a file of pd_jax/data/
+                **data.options(data_name),
+            ),
+            schedule=dict(
+                name="cosine",  # a function of pd_jax.schedules
+                logsnr_min=-20.0,  # log signal-to-noise ratio at t = 1, where sampling
+                # starts: pure noise
+                logsnr_max=20.0,  # the same at t = 0: data
+            ),
+            model=dict(
+                name=model_name,  # a file of pd_jax/models/
+                output="v",  # what the network's output means, and the teacher's, too
+                **models.fields(model_name),
+            ),
             teacher=dict(
                 exact=False,  # the data set's exact denoiser teaches: nothing to train
                 released="",  # file of a released model that teaches: nothing to train
-                method="standard",
+                method="standard",  # a file of pd_jax/methods/
                 discrete=False,  # train on the times i/ladder.start only
-                updates=0,
-                learning_rate=1e-3,
+                updates=0,  # of the optimiser; at least 1 where a teacher is trained
+                learning_rate=1e-3,  # its peak
                 **_training(),
             ),
             ladder=dict(
-                method="progressive",
-                start=0,  # the teacher's sampling steps
-                end=1,
+                method="progressive",  # a file of pd_jax/methods/
+                start=0,  # the teacher's sampling steps; end times a power of factor
+                end=1,  # the last student's sampling steps
                 factor=2,  # teacher steps per student step
-                updates=(0,),  # for every student, or one number a student
-                learning_rate=(5e-4,),  # likewise
+                updates=(
+                    0,
+                ),  # of the optimiser, for every student, or one number a student
+                learning_rate=(5e-4,),  # its peak, for every student, or one a student
                 check_updates=0,  # between measurements of the validation loss; 0: none
-                plateau=0.0,  # a stage ends early once that falls by a smaller share;
-                # with decay="cooldown", after its learning rate has come down
+                plateau=0.0,  # a stage ends early once its validation loss falls by a
+                # smaller share; with decay="cooldown", after its learning rate has come
+                # down; 0: never
                 regression_factor=2.0,  # a student whose Frechet distance on pixels is
                 # more than so many times its teacher's is warned of in the report
-                on_regression="flag",  # "stop": the ladder ends there, too; students
-                # are measured one by one as they are made
+                on_regression="flag",  # what to do then, beside warning; "stop": the
+                # ladder ends there, and students are measured as they are made
                 **_training(),
             ),
             eval=dict(
-                sampler="ddim",
-                clip=True,  # predictions of x to [-1, 1]
-                teacher_steps=(256, 32, 16, 8, 4, 2, 1),
+                sampler="ddim",  # of every row; "ancestral" may name its variance, as
+                # "ancestral:small"
+                clip=True,  # clip predictions of x to [-1, 1]
+                teacher_steps=(
+                    256,
+                    32,
+                    16,
+                    8,
+                    4,
+                    2,
+                    1,
+                ),  # with which the teacher samples
                 max_steps=0,  # students of more steps are not measured; 0: all are
                 num_reference=0,  # examples that samples are compared with; 0: all
                 inception="",  # file of Inception weights, for FID and its kin
                 statistics="",  # .npz of reference statistics (mu, sigma) for FID
-                num_samples=4000,
-                paired_samples=500,  # of these, compared one by one with the reference
+                num_samples=4000,  # of every model and number of steps
+                paired_samples=500,  # of those, compared one by one with the reference
                 reference_steps=1024,  # of the teacher's own best samples
                 seed=0,  # of the one noise set for all rows
             ),
             run=dict(
-                checkpoint_updates=500,
-                log_updates=50,  # a line of metrics.jsonl each
-                log_seconds=5.0,  # a line of output each, where there is no terminal
-                eval_batch=1000,
+                checkpoint_updates=500,  # between two checkpoints; a stage's end is one
+                log_updates=50,  # in a line of metrics.jsonl
+                log_seconds=5.0,  # between lines of output, where there is no terminal
+                eval_batch=1000,  # samples at once, over all devices
                 preflight=True,  # try out a teacher that was not trained here
                 data_workers=0,  # processes that read and decode, where data must be
                 substeps=1,  # updates per call of the step, or the largest number

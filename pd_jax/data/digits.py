@@ -7,7 +7,10 @@ from pd_jax.data import Dataset, InMemory
 
 
 def load(num_images: int = 1500) -> Dataset:
-    """The first `num_images` of 1797 grey 8x8 images, [N, 8, 8, 1], labels 0 to 9.
+    """Grey 8x8 images [N, 8, 8, 1], labels 0 to 9.
+
+    Args:
+      num_images: the first so many, of 1797.
 
     Raises:
       ValueError: unless num_images is in 1..1797.

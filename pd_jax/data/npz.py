@@ -16,7 +16,8 @@ def load(
 
     Args:
       path: the file.
-      image_key, label_key: names of the arrays in it; no labels where empty.
+      image_key: name of the array of images in it.
+      label_key: name of the array of labels; empty for none.
       flip: mirrors half of the training images left to right.
 
     Raises:

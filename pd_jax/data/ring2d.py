@@ -11,6 +11,12 @@ def load(
 ) -> Dataset:
     """Points [N, 2] of a mixture of `modes` round Gaussians, equally likely.
 
+    Args:
+      modes: how many, evenly around the ring.
+      radius: of the ring.
+      std: standard deviation of each.
+      num_points: how many are drawn.
+
     Raises:
       ValueError: unless all four are positive.
     """

@@ -59,7 +59,8 @@ def load(
       data_dir: where it is prepared; empty for TFDS's own default.
       split: train, test, train[:90%], ...
       size: height and width; 0 for that of the data set, where all are one square.
-      image_key, label_key: names of the features; no labels where empty.
+      image_key: name of the pictures' feature.
+      label_key: name of the labels' feature; empty for none.
       flip: mirrors half of the training images left to right.
 
     Raises:

@@ -89,9 +89,9 @@ class Network(nn.Module):
       width: width of a token, a multiple of 4 and of num_heads.
       depth: blocks.
       num_heads: attention heads.
-      logsnr_input_type: see `_embedding.time_input`.
+      logsnr_input_type: how the network is told the level; `_embedding.time_input`.
       num_classes: classes of the label; 0 or 1 for a network without labels.
-      attention: "auto", "xla" or "cudnn", see `_attention.attend`.
+      attention: implementation of attention, see `_attention.attend`.
       remat: whether the backward pass computes a block's inside again, which saves its
         memory for one more forward pass.
       dropout: share of dropped hidden units when training.

@@ -144,11 +144,12 @@ class Network(nn.Module):
       ch_mult: width of each level, in units of ch; each level has half the size.
       num_res_blocks: residual blocks a level.
       attn_resolutions: heights at which there is attention.
-      num_heads, head_dim: attention heads; channels of a head, which counts where > 0.
-      logsnr_input_type: see `_embedding.time_input`.
+      num_heads: attention heads, where head_dim is 0.
+      head_dim: channels of an attention head; 0 for num_heads of them.
+      logsnr_input_type: how the network is told the level; `_embedding.time_input`.
       resblock_resample: halves and doubles inside residual blocks, not by convolutions.
       num_classes: classes of the label; 0 or 1 for a network without labels.
-      attention: "auto", "xla" or "cudnn", see `_attention.attend`.
+      attention: implementation of attention, see `_attention.attend`.
       remat: heights at which the backward pass computes a block's inside again, which
         saves its memory for one more forward pass there.
       dropout: share of dropped activations when training.
