@@ -1,0 +1,185 @@
+"""The documents: links, commands, keys, names and messages are those of the code."""
+
+import ast
+import functools
+import importlib
+import itertools
+import pathlib
+import re
+import runpy
+import shlex
+
+import pytest
+import yaml
+
+import pd_jax
+from pd_jax import config as configs
+from pd_jax import data, models
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/*.md", "launch/*.md", "tests/*.md")
+    for path in ROOT.glob(pattern)
+)
+HOSTS = {"arxiv.org", "docs.jax.dev", "github.com"}
+PROGRAMS = {"pd_jax.main": "main.py", "pd_jax.bench": "bench/__main__.py"}
+SECTIONS = "data|schedule|model|teacher|ladder|eval|run"
+KEY = re.compile(rf"(?:--)?(?:config\.)?((?:{SECTIONS})\.[a-z_]+)(?:=.*)?")
+NAME = re.compile(r"(?:pd_jax\.)?([a-z_]+)\.([A-Za-z_]+)(?:\(.*\))?")
+PATH = re.compile(r"(?:pd_jax|configs|docs|launch|tests|\.ci)/[\w./-]*")
+SUFFIXES = ("md", "json", "jsonl", "png", "html", "py", "sh")
+STAND_INS = ("NAME", "mine")  # for what a reader puts there
+every_file = pytest.mark.parametrize("file", FILES)
+
+
+@functools.cache
+def read(file):
+    """A document, and its text without blocks of code."""
+    text = (ROOT / file).read_text()
+    return text, re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def spans(file):
+    """The code within lines."""
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", read(file)[1])]
+
+
+@functools.cache
+def anchors(file):
+    """The names by which a document's headings can be linked to."""
+    found = []
+    for title in re.findall(r"^#+ (.*)$", read(file)[1], re.MULTILINE):
+        title = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title)
+        slug = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        taken = found.count(slug)
+        found += [slug, f"{slug}-{taken}"][: 1 + bool(taken)]
+    return found
+
+
+@every_file
+def test_its_links_lead_somewhere(file):
+    prose = re.sub(r"`[^`]*`", "", read(file)[1])
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" in target:
+            host = re.fullmatch(r"https://([\w.-]+)(/\S*)?", target)
+            assert host, f"{target}: https, please"
+            assert host[1] in HOSTS, f"{target}: a host that is not in HOSTS"
+            continue
+        name, _, anchor = target.partition("#")
+        there = (ROOT / file).parent / name if name else ROOT / file
+        assert there.exists(), f"{target}: not there"
+        if anchor:
+            there = str(there.resolve().relative_to(ROOT))
+            assert anchor in anchors(there), f"{target}: no such heading"
+
+
+def commands(file):
+    """(program, arguments) of every command of this package in a document."""
+    text = read(file)[0].replace("\\\n", " ")
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|")
+            lexer.whitespace_split = True
+            groups = itertools.groupby(lexer, lambda word: not word.strip("&;|"))
+            for words in (list(group) for between, group in groups if not between):
+                if words[:2] == ["python", "-m"] and words[2] in PROGRAMS:
+                    yield words[2], words[3:]
+                elif words[0] == "pd-jax":
+                    yield "pd_jax.main", words[1:]
+                elif words[0].startswith("launch/") and "--" in words:
+                    yield "pd_jax.main", words[words.index("--") + 1 :]
+
+
+@functools.cache
+def known_flags(program):
+    source = (ROOT / "pd_jax" / PROGRAMS[program]).read_text()
+    found = re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", source)
+    return {"config", "help", *found}
+
+
+@functools.cache
+def known_keys():
+    pairs = itertools.product(data.known(), models.known())
+    return {key for pair in pairs for key, _ in configs.flatten(configs.default(*pair))}
+
+
+@functools.cache
+def load(given):
+    """The config of a flag --config, by its file or its name."""
+    name, _, variant = given.partition(":")
+    path = ROOT / (name if name.endswith(".py") else f"configs/{name}.py")
+    return runpy.run_path(str(path))["get_config"](variant)
+
+
+def change(config, key, text):
+    """Sets a key to a flag's text."""
+    old = dict(configs.flatten(config))[key]
+    value = text if isinstance(old, str) else ast.literal_eval(text)
+    if isinstance(old, list) and not isinstance(value, tuple):
+        value = (value,)
+    config.update_from_flattened_dict({key: value})
+
+
+@every_file
+def test_its_commands_can_be_given(file):
+    for program, arguments in commands(file):
+        flags = dict(a[2:].partition("=")[::2] for a in arguments if a[:2] == "--")
+        keys = {k: flags.pop(k) for k in list(flags) if k.startswith("config.")}
+        assert flags.keys() <= known_flags(program), arguments
+        if "config" not in flags or "$" in flags["config"]:  # a loop of the shell
+            continue
+        config = load(flags["config"]).copy_and_resolve_references()
+        for key, value in keys.items():
+            change(config, key.removeprefix("config."), value)
+        configs.check(config, int(flags.get("num_chips", 1)))
+
+
+@every_file
+def test_what_it_names_is_there(file):
+    for code in spans(file):
+        key, name = KEY.fullmatch(code), NAME.fullmatch(code)
+        if PATH.fullmatch(code):
+            there = (ROOT / code).exists() or pathlib.Path(code).stem in STAND_INS
+            assert there, f"`{code}`: no such file"
+        elif key:
+            assert key[1] in known_keys(), f"`{code}`: no such key"
+        elif name and (ROOT / "pd_jax" / f"{name[1]}.py").exists():
+            module = importlib.import_module(f"pd_jax.{name[1]}")
+            there = hasattr(module, name[2]) or name[2] in SUFFIXES
+            assert there, f"`{code}`: no such name"
+
+
+def texts(node):
+    """The texts in a program, with a mark where something is put in."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.JoinedStr):
+            pieces = (getattr(piece, "value", "\0") for piece in part.values)
+            yield "".join(p if isinstance(p, str) else "\0" for p in pieces)
+        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+            yield part.value
+
+
+def test_quoted_messages_are_those_of_the_code():
+    files = (ROOT / "pd_jax").rglob("*.py")
+    said = "\n\n".join(text for f in files for text in texts(ast.parse(f.read_text())))
+    quoted = re.findall(r'\*\*"(.+?)"\*\*', read("docs/troubleshooting.md")[1], re.S)
+    assert len(quoted) > 40
+    for message in quoted:
+        parts = re.escape(" ".join(message.split())).split("…")
+        assert re.search("[^\n]*".join(parts), said), f"nothing says: {message}"
+
+
+def test_the_config_reference_is_fresh():
+    made = runpy.run_path(str(ROOT / "docs" / "make_config.py"))["text"]()
+    assert (ROOT / "docs" / "config.md").read_text() == made, (
+        "keys have changed: run python docs/make_config.py"
+    )
+
+
+def test_the_citation_is_of_this_version():
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert found["cff-version"] == "1.2.0"
+    assert found["version"] == pd_jax.__version__
+    assert found["authors"]
+    assert found["message"]
