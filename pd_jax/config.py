@@ -107,7 +107,7 @@ def default(data_name: str, model_name: str) -> ConfigDict:
                 sampler="ddim",  # of every row; "ancestral" may name its variance, as
                 # "ancestral:small"
                 clip=True,  # clip predictions of x to [-1, 1]
-                teacher_steps=(256, 32, 16, 8, 4, 2, 1),  # measured of the teacher
+                teacher_steps=(256, 32, 16, 8, 4, 2, 1),  # of the teacher's rows
                 max_steps=0,  # students of more steps are not measured; 0: all are
                 num_reference=0,  # examples that samples are compared with; 0: all
                 inception="",  # file of Inception weights, for FID and its kin
