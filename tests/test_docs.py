@@ -74,6 +74,15 @@ def test_its_links_lead_somewhere(file):
             assert anchor in anchors(there), f"{target}: no such heading"
 
 
+def test_the_readme_is_short_and_leads_to_all_documents():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 250
+    linked = re.findall(r"\]\(([^)#\s]+)", text)
+    for path in [*ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
+        name = str(path.relative_to(ROOT))
+        assert name in linked, f"{name}: README.md has no link to it"
+
+
 def commands(file):
     """(program, arguments) of every command of this package in a document."""
     text = read(file)[0].replace("\\\n", " ")
