@@ -184,6 +184,7 @@ def test_the_config_reference_is_fresh():
     assert (ROOT / "docs" / "config.md").read_text() == made, (
         "keys have changed: run python docs/make_config.py"
     )
+    assert all(f"`{key}`" in made for key in known_keys())
 
 
 def test_the_citation_is_of_this_version():
