@@ -1,17 +1,21 @@
 """pd_jax: turning a slow diffusion sampler into a few-step one.
 
-`pd_jax.schedules`, `pd_jax.arcs` and the other modules are imported when first used.
+`pd_jax.schedules`, `pd_jax.arcs` and the other modules are imported when first used;
+`pd_jax.load` gives a student of a run or a bundle.
 """
 
 import importlib
 import types
+from collections.abc import Callable
 
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> types.ModuleType:
+def __getattr__(name: str) -> types.ModuleType | Callable:
     if name.startswith("_"):
         raise AttributeError(name)
+    if name == "load":
+        return importlib.import_module("pd_jax.loading").load
     try:
         return importlib.import_module(f"pd_jax.{name}")
     except ModuleNotFoundError as error:

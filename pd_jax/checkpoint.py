@@ -50,23 +50,25 @@ class StageCheckpoints:
       stage: the stage.
     """
 
-    def __init__(self, workdir: epath.Path, stage: Stage):
+    def __init__(self, workdir: epath.Path, stage: Stage, writes: bool = True):
+        """Of a stage below `workdir`; not `writes`: nothing there is touched."""
         self.stage = stage
         remote = is_remote(workdir)
         self._workdir = workdir if remote else epath.Path(workdir).absolute()
         self._directory = self._workdir / "checkpoints" / stage.name
         self._unsealed: int | None = None  # what was saved last
         self._sealing: threading.Thread | None = None
-        if not remote and processes.is_first():
+        if writes and not remote and processes.is_first():
             # What a kill within a write leaves. The manager would remove it behind our
             # back, and two of them, one opened after the other, get into each other.
             for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 unfinished.rmtree()
+        options = {"max_to_keep": 2, "create": True, "cleanup_tmp_directories": remote}
+        if not writes:
+            options = {"read_only": True, "save_interval_steps": 0}
         self._manager = _Manager(
             self._directory,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=2, create=True, cleanup_tmp_directories=remote
-            ),
+            options=ocp.CheckpointManagerOptions(**options),
             item_names=("state", "facts"),
         )
 
@@ -182,6 +184,20 @@ class StageCheckpoints:
         as_asked = ocp.args.PyTreeRestore(like, jax.tree.map(_as_asked, like))
         kept = self._read(state=as_asked, facts=ocp.args.JsonRestore())
         return kept.state, kept.facts
+
+    def weights(self, method: Any, like: Any) -> dict:
+        """What a finished stage hands over, and nothing else of its state.
+
+        Args:
+          method: the objective that it was trained with.
+          like: as for `restore`.
+
+        Raises:
+          Damaged, Refused: as for `restore`.
+        """
+        wanted = {id(a) for a in jax.tree.leaves(method.result(like))}
+        only = jax.tree.map(lambda a: a if id(a) in wanted else SKIPPED, like)
+        return method.result(self.restore(only)[0])
 
     def damage(self) -> str | None:
         """What is wrong with the newest checkpoint's files, where that is known."""

@@ -133,6 +133,20 @@ def default(data_name: str, model_name: str) -> ConfigDict:
     ).lock()
 
 
+def stored(found: dict) -> ConfigDict:
+    """A run's config.json as a config; keys that it does not have yet as by default.
+
+    Raises:
+      ValueError: where it is none.
+    """
+    try:
+        config = default(found["data"]["name"], found["model"]["name"])
+        config.update(found)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a config of pd_jax: {str(error)[:300]}") from error
+    return config
+
+
 def flatten(
     config: ConfigDict | dict, prefix: str = ""
 ) -> Iterator[tuple[str, object]]:

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pd_jax import conventions
+from pd_jax import conventions, models, names
 from pd_jax.arcs import Denoiser
 
 
@@ -89,3 +89,35 @@ class Model:
             return self.raw(params, given, level, label, dropout_key)
 
         return conventions.adapt(network, self.output)(params, label)
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+def build(section: dict, channels: int, dtype: str = "float32") -> Model:
+    """The model that a config's section `model` names.
+
+    Args:
+      section: the network's `name` and fields, and `output`.
+      channels: width of the data's last axis.
+      dtype: that the network multiplies in; one of `DTYPES`.
+
+    Raises:
+      ValueError: for an unknown name or field, or a type that the network lacks.
+    """
+    fields = dict(section)
+    name, output = fields.pop("name", None), fields.pop("output", None)
+    if names.check(dtype, DTYPES, "precision") != "float32":
+        fields["dtype"] = getattr(jnp, dtype)
+    out_ch = 2 * channels if output == "both" else channels
+    return Model(models.get(name, **fields, out_ch=out_ch), output)
+
+
+def describe(model: object) -> dict | None:
+    """The `section` of `build` that gives this model; None for another's network."""
+    network = getattr(model, "network", None)
+    package, _, name = type(network).__module__.rpartition(".")
+    if not isinstance(model, Model) or package != models.__name__:
+        return None
+    fields = {field: getattr(network, field) for field in models.fields(name)}
+    return {"name": name, "output": model.output, **fields}

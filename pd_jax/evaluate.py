@@ -19,7 +19,7 @@ from pd_jax import compilation, files, processes
 from pd_jax.metrics import inception, load_statistics, rmse
 from pd_jax.metrics.summary import KEPT, SIDE, Reference, Summary
 from pd_jax.names import Refused
-from pd_jax.samplers import sample
+from pd_jax.samplers import noise, sample, step_keys
 from pd_jax.setup import Setup
 from pd_jax.writers import write_whole
 
@@ -110,14 +110,8 @@ class Evaluation:
 
     def _noise(self, place: jax.Array) -> jax.Array:
         """Noise [B, ...] of places [B]: a function of seed and place."""
-        root = jax.random.key(self._config.seed)
-        shape = self._setup.dataset.shape
-
-        @jax.vmap
-        def draw(place):
-            return jax.random.normal(jax.random.fold_in(root, place), shape)
-
-        return draw(place)
+        key = jax.random.key(self._config.seed)
+        return noise(key, place, self._setup.dataset.shape)
 
     def noise(self, num: int) -> np.ndarray:
         """The noise that the first `num` samples start from."""
@@ -129,8 +123,7 @@ class Evaluation:
         else:
             model = self._setup.model
             denoise = model.denoiser(model.cast(params), label)
-        root = jax.random.fold_in(jax.random.key(self._config.seed), 1)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(root, place)
+        keys = step_keys(jax.random.key(self._config.seed), place)
         z = jax.lax.with_sharding_constraint(self._noise(place), self._split)
         clip = self._config.clip
         return sample(denoise, z, num_steps, self._setup.schedule, method, clip, keys)

@@ -47,6 +47,38 @@ def _example_keys(key: jax.Array, num: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num))
 
 
+def noise(key: jax.Array, place: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal noise [B, *shape] of places [B]: a function of key and place.
+
+    A set of samples is thereby the same in batches of any size, in any order.
+    """
+
+    @jax.vmap
+    def draw(place):
+        return jax.random.normal(jax.random.fold_in(key, place), shape)
+
+    return draw(place)
+
+
+def step_keys(key: jax.Array, place: jax.Array) -> jax.Array:
+    """Keys [B] for `sample` at places [B], of the same key as `noise`."""
+    root = jax.random.fold_in(key, 1)
+    return jax.vmap(jax.random.fold_in, (None, 0))(root, place)
+
+
+def labels(key: jax.Array, place: jax.Array, num_classes: int) -> jax.Array:
+    """Labels [B] int32 of places [B], all as likely, of the same key as `noise`."""
+    root = jax.random.fold_in(key, 2)
+
+    @jax.vmap
+    def draw(place):
+        return jax.random.randint(
+            jax.random.fold_in(root, place), (), 0, num_classes, jnp.int32
+        )
+
+    return draw(place)
+
+
 def sample(
     denoise: Denoiser,
     z: jax.Array,

@@ -120,3 +120,10 @@ def get(name: str, **kw) -> Schedule:
         return make(**kw)
     except TypeError as error:
         raise ValueError(f'schedule "{name}": {error}') from error
+
+
+def describe(schedule: Schedule) -> dict | None:
+    """The keywords of `get` that give this schedule; None for one of another kind."""
+    if type(schedule) is not Cosine:
+        return None
+    return {"name": "cosine", **dataclasses.asdict(schedule)}

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax import data, methods, models, schedules
+from pd_jax import data, denoisers, methods, models, schedules
+from pd_jax.arcs import Denoiser
 from pd_jax.checkpoint import load_released
 from pd_jax.data import Dataset, Description
 from pd_jax.denoisers import Model
@@ -88,17 +88,15 @@ def _descent(section: ConfigDict) -> Descent:
     return Descent(**{k: v for k, v in section.items() if k in fields})
 
 
-def _precision(config: ConfigDict, platform: str) -> dict:
-    """The network's field `dtype`, where it differs from its default."""
+def precision(config: ConfigDict, platform: str) -> str:
+    """The type that the network multiplies in on a platform, such as "cpu"."""
     name = config.precision
     if name == "auto":
         name = "float32" if platform == "cpu" else "bfloat16"
-    if name == "float32":
-        return {}
-    if models.has_dtype(config.model.name):
-        return {"dtype": jnp.bfloat16}
+    if name == "float32" or models.has_dtype(config.model.name):
+        return name
     if config.precision == "auto":
-        return {}
+        return "float32"
     raise ValueError(
         f'precision="{name}": network "{config.model.name}" has no field dtype, and '
         'computes as it wants; give "auto" or "float32"'
@@ -106,15 +104,11 @@ def _precision(config: ConfigDict, platform: str) -> dict:
 
 
 def _model(config: ConfigDict, dataset: Dataset | Description, platform: str) -> Model:
-    fields = config.model.to_dict() | _precision(config, platform)
-    name, output = fields.pop("name"), fields.pop("output")
-    channels = dataset.shape[-1]
-    network = models.get(
-        name, **fields, out_ch=2 * channels if output == "both" else channels
-    )
-    classes = fields.get("num_classes", 0)
+    section = config.model.to_dict()
+    model = denoisers.build(section, dataset.shape[-1], precision(config, platform))
+    classes = section.get("num_classes", 0)
     if dataset.num_classes is None:
-        return Model(network, output)
+        return model
     if classes > 1 and not dataset.num_classes:
         raise ValueError(
             f'model.num_classes={classes}, but data "{config.data.name}" has no '
@@ -126,7 +120,39 @@ def _model(config: ConfigDict, dataset: Dataset | Description, platform: str) ->
             f'"{config.data.name}" go up to {dataset.num_classes - 1}: give '
             f"{dataset.num_classes}, or 0 to train without labels"
         )
-    return Model(network, output)
+    return model
+
+
+def method(
+    config: ConfigDict,
+    name: str,
+    model: Model,
+    schedule: Schedule,
+    exact: Denoiser | None = None,
+) -> object:
+    """The objective of section `name`, "teacher" or "ladder", for a model.
+
+    Args:
+      config, name: the config and the section.
+      model, schedule: what is trained, on which noise levels.
+      exact: the denoiser that teaches first, in place of weights.
+    """
+    section = config[name]
+    trained = Model(model.network.clone(dropout=section.dropout), model.output)
+    kind = methods.get(section.method)
+    offered = {
+        "discrete": config.teacher.discrete,
+        "teacher_steps": config.ladder.factor,
+        "exact": exact,
+    }
+    taken = {f.name for f in dataclasses.fields(kind)} & offered.keys()
+    return kind(
+        trained,
+        schedule,
+        _descent(section),
+        section.weighting,
+        **{key: offered[key] for key in taken},
+    )
 
 
 @contextlib.contextmanager
@@ -241,35 +267,23 @@ def _assemble(
 
         return loss
 
+    exact = dataset.denoise if config.teacher.exact else None
+
     def training(purpose, name, stages):
         section = config[name]
-        trained = Model(model.network.clone(dropout=section.dropout), model.output)
-        kind = methods.get(section.method)
-        offered = {
-            "discrete": config.teacher.discrete,
-            "teacher_steps": config.ladder.factor,
-            "exact": dataset.denoise if config.teacher.exact else None,
-        }
-        taken = {f.name for f in dataclasses.fields(kind)} & offered.keys()
-        method = kind(
-            trained,
-            schedule,
-            _descent(section),
-            section.weighting,
-            **{key: offered[key] for key in taken},
-        )
+        learnt = method(config, name, model, schedule, exact)
         check = section.get("check_updates", 0)
         whole = math.gcd(check, *(stage.updates for stage in stages))
         substeps = range(1, config.run.substeps + 1)
-        step = Step(method.update, devices, max(n for n in substeps if whole % n == 0))
+        step = Step(learnt.update, devices, max(n for n in substeps if whole % n == 0))
         key = step.place(jax.random.fold_in(root, 1 + purpose))
         seed = (config.seed, purpose)
         rule, measure = Plateau(), None
         if check:
             rule = Plateau(check, section.plateau)
-            measure = Measure(handed_over(method), step, jax.random.fold_in(root, 3))
+            measure = Measure(handed_over(learnt), step, jax.random.fold_in(root, 3))
         return Training(
-            name, method, step, stages, section.batch, key, seed, rule, measure
+            name, learnt, step, stages, section.batch, key, seed, rule, measure
         )
 
     trainings = [training(1, "ladder", configs.student_stages(config, steps))]

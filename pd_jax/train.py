@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from pd_jax import __version__, doubts, folder, memory, preflight, processes, report
 from pd_jax import config as configs
-from pd_jax.checkpoint import SKIPPED, Damaged, StageCheckpoints
+from pd_jax.checkpoint import Damaged, StageCheckpoints
 from pd_jax.evaluate import Evaluation, Row, rows
 from pd_jax.interrupt import Interrupt
 from pd_jax.ladder import Stage
@@ -198,13 +198,9 @@ class _Run:
 
         def read(kept):
             self._check_facts(kept, stage)
-            shapes = self._shapes(training, stage)
-            wanted = {id(a) for a in jax.tree.leaves(training.method.result(shapes))}
-            only = jax.tree.map(lambda a: a if id(a) in wanted else SKIPPED, shapes)
-            return kept.restore(only)
+            return kept.weights(training.method, self._shapes(training, stage))
 
-        state, _ = self._finished(stage, read)
-        return training.method.result(state)
+        return self._finished(stage, read)
 
     def _facts(self, stage: Stage) -> dict:
         """What a finished stage's checkpoint says of itself."""
@@ -279,6 +275,8 @@ class _Run:
             )
             released = self.setup.config.teacher.released
             made = {"teacher": before[1].name if before else released or None}
+            made["precision"] = self.setup.model.dtype.name
+            made["labels"] = getattr(self.setup.dataset, "label_names", ()) or None
             made |= self._sampler(stage)
             saved = loop.done
             while True:

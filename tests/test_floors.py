@@ -24,7 +24,16 @@ FLOORS = [
     {"methods"},
     {"step", "processes", "compilation"},
     {"files", "seal"},
-    {"data", "prepare", "metrics", "checkpoint", "writers", "interrupt"},
+    {
+        "data",
+        "prepare",
+        "metrics",
+        "checkpoint",
+        "writers",
+        "interrupt",
+        "bundle",
+        "student",
+    },
     {
         "config",
         "recipes",
@@ -40,6 +49,8 @@ FLOORS = [
         "command",
         "doubts",
         "memory",
+        "loading",
+        "sampling",
     },
     {"train"},
     {"main", "bench"},
@@ -54,6 +65,8 @@ NEIGHBOURS = {
     "step": {"compilation"},
     "seal": {"files"},
     "checkpoint": {"writers"},
+    "bundle": {"writers"},
+    "student": {"bundle"},
     "metrics": {"writers"},
     "recipes": {"config"},
     "setup": {"config"},
@@ -67,6 +80,8 @@ NEIGHBOURS = {
     "estimate": {"setup", "costs"},
     "memory": {"setup", "costs"},
     "command": {"config"},
+    "loading": {"config", "evaluate", "setup"},
+    "sampling": {"loading", "report"},
 }
 MATHS_LIBRARIES = {"jax", "numpy", "pd_jax"}
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,213 @@
+"""Bundles: a student in one file, in the safetensors format.
+
+    params/...     weights, named as in the network
+    sampler        the sampler as a program for everyone: the bytes of `jax.export`
+    __metadata__   {"pd_jax": all the rest as JSON, with checksums}
+
+Any reader of safetensors opens one. Here the program is never run: networks are rebuilt
+by name, and a program can hold code.
+"""
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+
+from pd_jax import files
+from pd_jax.names import Refused
+from pd_jax.writers import write_whole
+
+FORMAT = 1
+SUFFIX = ".safetensors"
+KEY, PARAMS, SAMPLER = "pd_jax", "params/", "sampler"
+MOST_DEPTH = 64  # of the weights' names
+MOST_STEPS = 2**23
+MOST_VALUES = 2**28  # of one sample
+KINDS = {
+    "num_steps": int,
+    "schedule": dict | None,
+    "sampler": str,
+    "clip": bool,
+    "shape": list,
+    "labels": list | int | None,
+    "model": dict | None,
+    "precision": str,
+    "metrics": dict,
+    "facts": dict,
+    "digests": dict,
+}
+
+
+def flatten(params: dict) -> dict[str, Any]:
+    """Nested dicts of arrays by name, such as "block_0/dense/kernel".
+
+    Raises:
+      ValueError: for anything that names could not give back.
+    """
+    if not isinstance(params, dict) or not params:
+        raise ValueError(f"weights are {type(params).__name__}, not a dict of arrays")
+    flat = flax.traverse_util.flatten_dict(params)
+    for path, leaf in flat.items():
+        if any(not isinstance(part, str) or "/" in part for part in path):
+            raise ValueError(f"weights {path}: names are text without /")
+        if not hasattr(leaf, "dtype"):
+            raise ValueError(f"weights {path}: {type(leaf).__name__} is no array")
+    return {"/".join(path): leaf for path, leaf in flat.items()}
+
+
+def unflatten(weights: dict[str, Any]) -> dict:
+    """The nested dicts that `flatten` was given; ValueError where there are none."""
+    for name in weights:
+        parts = name.split("/")
+        inner = ("/".join(parts[:depth]) for depth in range(1, len(parts)))
+        if len(parts) > MOST_DEPTH or any(part in weights for part in inner):
+            raise ValueError(f"weights {name[:100]}: no name of an array in a tree")
+    return flax.traverse_util.unflatten_dict(weights, sep="/")
+
+
+def digest(weights: dict[str, np.ndarray]) -> str:
+    """SHA-256 of arrays with their names, shapes and types; order does not matter."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.asarray(weights[name])
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+    return found.hexdigest()
+
+
+def write(
+    path: str | os.PathLike, params: dict, program: bytes, content: dict
+) -> tuple[int, str]:
+    """Writes a bundle, whole or not at all.
+
+    Args:
+      path: the file.
+      params: nested dict of arrays.
+      program: a serialized `jax.export.Exported`.
+      content: the rest: what `KINDS` lists, without "digests", as JSON.
+
+    Returns:
+      The file's bytes, and their SHA-256.
+
+    Raises:
+      ValueError: for weights that have no names.
+      OSError: where the file cannot be written.
+    """
+    weights = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
+    sampler = np.frombuffer(program, np.uint8)
+    digests = {
+        "params": digest(weights),
+        "sampler": hashlib.sha256(program).hexdigest(),
+    }
+    text = json.dumps({"format": FORMAT, **content, "digests": digests}, sort_keys=True)
+    sealed = json.dumps({"content": text, "sha256": _sum(text)})
+    tensors = {PARAMS + name: np.ascontiguousarray(a) for name, a in weights.items()}
+    data = safetensors.numpy.save({**tensors, SAMPLER: sampler}, {KEY: sealed})
+    write_whole(epath.Path(path), data)
+    return len(data), hashlib.sha256(data).hexdigest()
+
+
+def _sum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Bundle:
+    """A bundle that is open; its weights are read when asked for.
+
+    Attributes:
+      content: what `KINDS` lists, checked.
+      shapes: each weight's shape by its name.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Opens the file at `path`; ValueError where it is no bundle."""
+        self._path = os.fspath(path)
+        files.existing(self._path)
+        try:
+            # Which checks that all that it says of sizes agrees with the file.
+            self._file = safetensors.safe_open(self._path, "numpy")
+            self._names = set(self._file.keys())
+            self.content = _content(self._file.metadata())
+            slices = {name: self._file.get_slice(name) for name in self._names}
+            self.shapes = {
+                name.removeprefix(PARAMS): tuple(part.get_shape())
+                for name, part in slices.items()
+                if name.startswith(PARAMS)
+            }
+            if self._names != {*(PARAMS + name for name in self.shapes), SAMPLER}:
+                raise ValueError("its arrays are not weights and a sampler")
+        except Refused:
+            raise
+        except Exception as error:  # damage can surface anywhere
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> Refused:
+        return Refused(f"{self._path}: not a bundle of pd_jax ({files.brief(error)})")
+
+    def params(self) -> dict:
+        """The weights, as nested dicts of NumPy arrays.
+
+        Raises:
+          ValueError: where they are not what was written.
+        """
+        try:
+            weights = {n: self._file.get_tensor(PARAMS + n) for n in self.shapes}
+            program = self._file.get_tensor(SAMPLER)
+            found = {
+                "params": digest(weights),
+                "sampler": hashlib.sha256(program.tobytes()).hexdigest(),
+            }
+            for part, kept in self.content["digests"].items():
+                if found.get(part) != kept:
+                    raise ValueError(f"its {part} are not those that were written")
+            return unflatten(weights)
+        except Exception as error:
+            raise self._damaged(error) from error
+
+
+def _content(metadata: dict[str, str] | None) -> dict:
+    """What a bundle says of itself, checked."""
+    sealed = (metadata or {}).get(KEY)
+    if sealed is None:
+        raise ValueError(f'it has no metadata "{KEY}"')
+    if len(sealed) > files.MOST_JSON_BYTES:
+        raise ValueError(f"more than {files.MOST_JSON_BYTES} bytes of metadata")
+    sealed = json.loads(sealed)
+    if _sum(sealed["content"]) != sealed["sha256"]:
+        raise ValueError("its metadata are not those that were written")
+    found = json.loads(sealed["content"])
+    if found["format"] != FORMAT:
+        raise ValueError(
+            f"its format is {str(found['format'])[:20]}, and this version of pd_jax "
+            f"reads {FORMAT}"
+        )
+    for key, kind in KINDS.items():
+        if key not in found or not isinstance(found[key], kind):
+            raise ValueError(f"{key} is {str(found.get(key))[:100]}")
+    if set(found["digests"]) != {"params", SAMPLER}:
+        raise ValueError("it has no checksums")
+    if not 1 <= found["num_steps"] <= MOST_STEPS:
+        raise ValueError(f"num_steps is {found['num_steps']}")
+    _check_shape(found["shape"])
+    labels = found["labels"]
+    if isinstance(labels, list) and not all(isinstance(name, str) for name in labels):
+        raise ValueError("its labels are not names")
+    if isinstance(labels, int) and not 0 <= labels < 2**31:
+        raise ValueError(f"labels is {str(labels)[:100]}")
+    return found
+
+
+def _check_shape(shape: list) -> None:
+    values = 1
+    for n in shape:
+        if type(n) is not int or not 1 <= n <= MOST_VALUES // values:
+            raise ValueError(f"shape is {str(shape)[:100]}")
+        values *= n
+    if not shape:
+        raise ValueError("shape is empty")

@@ -1,0 +1,296 @@
+"""Students from where they are kept: a run's folder, or a bundle."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jaxlib
+import numpy as np
+from etils import epath
+from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
+
+from pd_jax import __version__, bundle, denoisers, files, schedules, setup
+from pd_jax import config as configs
+from pd_jax.checkpoint import StageCheckpoints
+from pd_jax.denoisers import Model
+from pd_jax.evaluate import Row, check_entry
+from pd_jax.ladder import Stage
+from pd_jax.names import Refused
+from pd_jax.schedules import Schedule
+from pd_jax.student import Student
+
+KEPT = ("num_steps", "shape", "clip", "sampler", "labels", "metrics", "facts")
+
+
+def load(
+    path: str | os.PathLike,
+    num_steps: int | None = None,
+    *,
+    force: bool = False,
+    model: Any = None,
+    schedule: Schedule | None = None,
+) -> Student:
+    """A student from a bundle or from a run's folder.
+
+    Args:
+      path: the file, or the folder.
+      num_steps: the student of so many steps, 0 for a folder's teacher; None for a
+        bundle's own, and a folder's finished student of the fewest.
+      force: for another count takes the student whose own is nearest, at that count.
+      model: of a bundle whose network is no `pd_jax.models`.
+      schedule: of a bundle whose schedule is no `pd_jax.schedules`.
+
+    Raises:
+      ValueError: for what is not there, damaged, or not made for these steps, listing
+        those that are.
+    """
+    if num_steps is not None and num_steps < 0:
+        raise Refused(f"num_steps={num_steps}: at least 0")
+    path = epath.Path(path)
+    if path.is_dir():
+        found = _from_workdir(path, num_steps, force)
+    else:
+        found = _from_bundle(path, model, schedule)
+    if num_steps in (None, found.num_steps):
+        return found
+    try:
+        return dataclasses.replace(
+            found, num_steps=found.steps(num_steps, force), metrics={}
+        )
+    except ValueError as error:
+        raise Refused(f"{path}: {error}") from error
+
+
+def _shapes(model: Model, shape: tuple[int, ...]) -> dict:
+    """A network's weights as shapes, on one device."""
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    found = jax.eval_shape(lambda key: model.init(key, shape), jax.random.key(0))
+    return _on(here, found)
+
+
+def _on(sharding: jax.sharding.Sharding, tree: Any) -> Any:
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
+    )
+
+
+# A bundle.
+
+
+def _from_bundle(path: epath.Path, model: Any, schedule: Schedule | None) -> Student:
+    opened = bundle.Bundle(path)
+    content = opened.content
+    try:
+        if schedule is None:
+            schedule = _schedule(content)
+        if model is None:
+            model = _network(content, len(opened.shapes))
+        if isinstance(model, Model):
+            _check(opened.shapes, model, tuple(content["shape"]))
+        params = opened.params()
+        kept = {key: content[key] for key in KEPT}
+        return _made(Student, model=model, params=params, schedule=schedule, **kept)
+    except Refused:
+        raise
+    except ValueError as error:
+        raise Refused(f"{path}: {error}") from error
+
+
+def _schedule(content: dict) -> Schedule:
+    if content["schedule"] is None:
+        raise ValueError(
+            "its schedule is none of pd_jax.schedules: give it as pd_jax.load(path, "
+            "schedule=...)"
+        )
+    return _made(schedules.get, **content["schedule"])
+
+
+def _network(content: dict, most: int) -> Model:
+    """The network that a bundle names; `most` arrays of weights are at hand for it."""
+    if content["model"] is None:
+        raise ValueError(
+            "its network is none of pd_jax.models: give it as pd_jax.load(path, "
+            "model=...); or run the bundle's own program, as README shows"
+        )
+    channels = content["shape"][-1]
+    return _made(denoisers.build, content["model"], channels, content["precision"])
+
+
+def _made(make: Any, *given: Any, **named: Any) -> Any:
+    """What `make` makes of a file's words; ValueError where it cannot."""
+    try:
+        return make(*given, **named)
+    except Exception as error:  # they can be of any type
+        raise ValueError(files.brief(error)) from error
+
+
+def _check(found: dict, model: Model, shape: tuple[int, ...]) -> None:
+    """Refuses weights that are not the network's, before they are read."""
+    calls = 0
+
+    def count(function, given, named, context):
+        nonlocal calls
+        calls += 1
+        # A file's words could ask for networks without end.
+        if calls > 100 + 8 * len(found):
+            raise ValueError(f"its network is larger than {len(found)} weights")
+        return function(*given, **named)
+
+    with nn.intercept_methods(count):
+        like = bundle.flatten(_made(_shapes, model, shape))
+    off = sorted(
+        f"{name} is {found.get(name)}, not {getattr(like.get(name), 'shape', None)}"
+        for name in found.keys() | like.keys()
+        if name not in found or name not in like or found[name] != like[name].shape
+    )
+    if off:
+        raise ValueError(f"its weights are another network's: {'; '.join(off[:5])}")
+
+
+# A run's folder.
+
+
+def _from_workdir(workdir: epath.Path, num_steps: int | None, force: bool) -> Student:
+    config = read_config(workdir)
+    if num_steps == 0:
+        return _teacher(workdir, config)
+    stages = list(finished(workdir, config))
+    if not stages:
+        raise Refused(f"{workdir}: no student is finished yet")
+    counts = [stage.num_steps for stage in stages]
+    if num_steps is None:
+        return _of_stage(workdir, config, stages[-1], "ladder")
+    if num_steps not in counts and not force:
+        raise Refused(
+            f"{workdir} has no finished student of {num_steps} steps: there are those "
+            f"of {', '.join(map(str, counts))}; force=True takes the nearest"
+        )
+    nearest = min(stages, key=lambda stage: abs(np.log(stage.num_steps / num_steps)))
+    return _of_stage(workdir, config, nearest, "ladder")
+
+
+def read_config(workdir: epath.Path) -> ConfigDict:
+    """The config of a run's folder; Refused where it is none."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise Refused(f"{workdir}: no folder of a run, which has a config.json")
+    try:
+        return configs.stored(files.read_json(path))
+    except ValueError as error:
+        raise Refused(f"{path}: {error}") from error
+
+
+def _students(workdir: epath.Path, config: ConfigDict) -> list[Stage]:
+    """The students that have checkpoints, from the most steps down."""
+    found = (workdir / "checkpoints").glob("student_*/[0-9]*")
+    counts = {int(path.parent.name.removeprefix("student_")) for path in found}
+    # A released teacher may have left out the stages above the first one.
+    start = max(counts, default=0) * config.ladder.factor
+    stages = configs.student_stages(config, start)
+    return [stage for stage in stages if stage.num_steps in counts]
+
+
+def finished(workdir: epath.Path, config: ConfigDict) -> Iterator[Stage]:
+    """The finished students of a run's folder, from the most steps down."""
+    for stage in _students(workdir, config):
+        with StageCheckpoints(workdir, stage, writes=False) as kept:
+            if kept.finished:
+                yield stage
+
+
+def _teacher(workdir: epath.Path, config: ConfigDict) -> Student:
+    stage = configs.teacher_stage(config)
+    if stage is None:
+        raise Refused(
+            f"{workdir}: its teacher was not trained there, so none is kept: "
+            f"teacher.exact={config.teacher.exact}, "
+            f"teacher.released={config.teacher.released!r}"
+        )
+    return _of_stage(workdir, config, stage, "teacher")
+
+
+def _of_stage(
+    workdir: epath.Path, config: ConfigDict, stage: Stage, section: str
+) -> Student:
+    """The model of a finished stage, as its checkpoint describes it."""
+    with StageCheckpoints(workdir, stage, writes=False) as kept:
+        if not kept.finished:
+            raise Refused(f"{workdir}: {stage.name} is not finished")
+        facts = kept.facts()
+        shape = tuple(facts["data"]["shape"])
+        precision = facts.get("precision") or setup.precision(
+            config, jax.default_backend()
+        )
+        model = denoisers.build(facts["model"], shape[-1], precision)
+        schedule = schedules.get(**facts["schedule"])
+        method = setup.method(config, section, model, schedule)
+        weights = _shapes(model, shape)
+        like = jax.eval_shape(lambda weights: method.start(weights, stage), weights)
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        params = jax.device_get(kept.weights(method, _on(here, like)))
+    classes = facts["model"].get("num_classes", 0)
+    labels = facts.get("labels") or ()
+    return Student(
+        model=model,
+        params=params,
+        num_steps=stage.num_steps,
+        schedule=schedule,
+        shape=shape,
+        clip=facts["clip"],
+        sampler=config.eval.sampler,
+        labels=labels if len(labels) == classes > 1 else classes or None,
+        metrics=_metrics(workdir, Row("student", stage.num_steps)),
+        facts={
+            "stage": stage.name,
+            "data": facts["data"],
+            "chain": _chain(workdir, config, stage),
+            "config": config.to_dict(),
+            "versions": _versions(workdir),
+        },
+    )
+
+
+def _chain(workdir: epath.Path, config: ConfigDict, stage: Stage | None) -> list[dict]:
+    """A stage and those that it was taught by, each with its updates; first ones last.
+
+    The last one of a ladder whose teacher is not kept there names that.
+    """
+    stages = {stage.name: stage for stage in _students(workdir, config)}
+    teacher = configs.teacher_stage(config)
+    stages |= {teacher.name: teacher} if teacher else {}
+    chain = []
+    while stage is not None:
+        with StageCheckpoints(workdir, stage, writes=False) as kept:
+            taught_by = kept.facts().get("teacher")
+            chain.append({"stage": stage.name, "updates": kept.updates})
+        stage = stages.pop(taught_by, None)
+    if chain[-1]["stage"] != "teacher":
+        chain.append({"released": taught_by, "exact": config.teacher.exact})
+    return chain
+
+
+def _versions(workdir: epath.Path) -> dict:
+    """Versions that a run was finished with, and those at work now."""
+    now = {
+        "pd_jax": __version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+    }
+    try:
+        then = files.read_json(workdir / "report.json").get("versions")
+    except (OSError, ValueError):
+        then = None
+    return {"run": then, "export": now}
+
+
+def _metrics(workdir: epath.Path, row: Row) -> dict:
+    """What was measured of a row; empty where nothing was."""
+    try:
+        path = workdir / "evaluation" / f"{row.name}.json"
+        return check_entry(files.read_json(path))["metrics"]
+    except (OSError, ValueError):
+        return {}
