@@ -75,9 +75,9 @@ def digest(weights: dict[str, np.ndarray]) -> str:
     """SHA-256 of arrays with their names, shapes and types; order does not matter."""
     found = hashlib.sha256()
     for name in sorted(weights):
-        array = np.asarray(weights[name])
+        array = np.asarray(weights[name], order="C")
         found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        found.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        found.update(array.tobytes())
     return found.hexdigest()
 
 
@@ -99,22 +99,23 @@ def write(
       ValueError: for weights that have no names.
       OSError: where the file cannot be written.
     """
-    weights = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
+    flat = flatten(params)
+    weights = {name: np.asarray(leaf, order="C") for name, leaf in flat.items()}
     sampler = np.frombuffer(program, np.uint8)
     digests = {
         "params": digest(weights),
         "sampler": hashlib.sha256(program).hexdigest(),
     }
-    text = json.dumps({"format": FORMAT, **content, "digests": digests}, sort_keys=True)
-    sealed = json.dumps({"content": text, "sha256": _sum(text)})
-    tensors = {PARAMS + name: np.ascontiguousarray(a) for name, a in weights.items()}
+    content = {"format": FORMAT, **content, "digests": digests}
+    sealed = json.dumps({"content": content, "sha256": _sum(content)}, sort_keys=True)
+    tensors = {PARAMS + name: array for name, array in weights.items()}
     data = safetensors.numpy.save({**tensors, SAMPLER: sampler}, {KEY: sealed})
     write_whole(epath.Path(path), data)
     return len(data), hashlib.sha256(data).hexdigest()
 
 
-def _sum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _sum(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class Bundle:
@@ -179,9 +180,9 @@ def _content(metadata: dict[str, str] | None) -> dict:
     if len(sealed) > files.MOST_JSON_BYTES:
         raise ValueError(f"more than {files.MOST_JSON_BYTES} bytes of metadata")
     sealed = json.loads(sealed)
-    if _sum(sealed["content"]) != sealed["sha256"]:
+    found = sealed["content"]
+    if _sum(found) != sealed["sha256"]:
         raise ValueError("its metadata are not those that were written")
-    found = json.loads(sealed["content"])
     if found["format"] != FORMAT:
         raise ValueError(
             f"its format is {str(found['format'])[:20]}, and this version of pd_jax "

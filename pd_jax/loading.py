@@ -48,19 +48,21 @@ def load(
       ValueError: for what is not there, damaged, or not made for these steps, listing
         those that are.
     """
-    if num_steps is not None and num_steps < 0:
-        raise Refused(f"num_steps={num_steps}: at least 0")
     path = epath.Path(path)
-    if path.is_dir():
-        found = _from_workdir(path, num_steps, force)
-    else:
-        found = _from_bundle(path, model, schedule)
-    if num_steps in (None, found.num_steps):
-        return found
     try:
-        return dataclasses.replace(
-            found, num_steps=found.steps(num_steps, force), metrics={}
-        )
+        if num_steps is not None and num_steps < 0:
+            raise ValueError(f"num_steps={num_steps} is below 0")
+        if path.is_dir():
+            found = _from_workdir(path, num_steps, force)
+        else:
+            found = _from_bundle(path, model, schedule)
+        teacher = num_steps == 0 and path.is_dir()
+        if teacher or num_steps in (None, found.num_steps):
+            return found
+        steps = found.steps(num_steps, force)
+        return dataclasses.replace(found, num_steps=steps, metrics={})
+    except Refused:
+        raise
     except ValueError as error:
         raise Refused(f"{path}: {error}") from error
 
@@ -82,22 +84,19 @@ def _on(sharding: jax.sharding.Sharding, tree: Any) -> Any:
 
 
 def _from_bundle(path: epath.Path, model: Any, schedule: Schedule | None) -> Student:
+    if not path.exists():
+        raise ValueError("no such file or folder")
     opened = bundle.Bundle(path)
     content = opened.content
-    try:
-        if schedule is None:
-            schedule = _schedule(content)
-        if model is None:
-            model = _network(content, len(opened.shapes))
-        if isinstance(model, Model):
-            _check(opened.shapes, model, tuple(content["shape"]))
-        params = opened.params()
-        kept = {key: content[key] for key in KEPT}
-        return _made(Student, model=model, params=params, schedule=schedule, **kept)
-    except Refused:
-        raise
-    except ValueError as error:
-        raise Refused(f"{path}: {error}") from error
+    if schedule is None:
+        schedule = _schedule(content)
+    if model is None:
+        model = _network(content)
+    if isinstance(model, Model):
+        _check(opened.shapes, model, tuple(content["shape"]))
+    params = opened.params()
+    kept = {key: content[key] for key in KEPT}
+    return _made(Student, model=model, params=params, schedule=schedule, **kept)
 
 
 def _schedule(content: dict) -> Schedule:
@@ -109,15 +108,21 @@ def _schedule(content: dict) -> Schedule:
     return _made(schedules.get, **content["schedule"])
 
 
-def _network(content: dict, most: int) -> Model:
-    """The network that a bundle names; `most` arrays of weights are at hand for it."""
+def _network(content: dict) -> Model:
+    """The network that a bundle names."""
     if content["model"] is None:
         raise ValueError(
             "its network is none of pd_jax.models: give it as pd_jax.load(path, "
             "model=...); or run the bundle's own program, as README shows"
         )
-    channels = content["shape"][-1]
-    return _made(denoisers.build, content["model"], channels, content["precision"])
+    return _made(_model, content["model"], content["shape"], content["precision"])
+
+
+def _model(section: dict, shape: tuple[int, ...], precision: str) -> Model:
+    """The network of a section, with the attention that suits the devices here."""
+    if "attention" in section:
+        section = section | {"attention": "auto"}
+    return denoisers.build(section, shape[-1], precision)
 
 
 def _made(make: Any, *given: Any, **named: Any) -> Any:
@@ -225,7 +230,7 @@ def _of_stage(
         precision = facts.get("precision") or setup.precision(
             config, jax.default_backend()
         )
-        model = denoisers.build(facts["model"], shape[-1], precision)
+        model = _model(facts["model"], shape, precision)
         schedule = schedules.get(**facts["schedule"])
         method = setup.method(config, section, model, schedule)
         weights = _shapes(model, shape)

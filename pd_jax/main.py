@@ -5,9 +5,14 @@
         [--distributed=auto]
     python -m pd_jax.main --config=configs/digits.py --mode=estimate [--chip=v5e]
         [--num_chips=8] [--utilisation=0.4] [--compile]
+    python -m pd_jax.main --mode=export --workdir=DIR [--num_steps=4]
+    python -m pd_jax.main --mode=sample --from=BUNDLE_OR_WORKDIR --num=64
+        --out=NAME.png|NAME.npz|FOLDER [--label=3] [--seed=0] [--num_steps=4]
+        [--sampler=ddim]
 
 Mode `run` does whatever a run still lacks; `estimate` says what one would take, without
-the data, and writes nothing.
+the data, and writes nothing; `export` writes each finished student as one file, below
+DIR/students; `sample` draws samples of a student.
 
 Exit codes: 0 done; 1 a file that cannot be read or written, memory that is not enough,
 or training that diverged; 2 a mistake in what was given; 128 + N stopped by signal N.
@@ -51,6 +56,14 @@ CHIP = flags.DEFINE_string("chip", "v5e", "Accelerator to estimate for")
 NUM_CHIPS = flags.DEFINE_integer("num_chips", 8, "How many share the batch")
 UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Share of the chips' peak reached")
 COMPILE = flags.DEFINE_bool("compile", False, "Ask the compiler for the step's memory")
+# Students.
+FROM = flags.DEFINE_string("from", None, "A bundle, or a run's folder")
+OUT = flags.DEFINE_string("out", None, "NAME.png, a grid; NAME.npz; or a folder")
+NUM = flags.DEFINE_integer("num", 64, "How many samples")
+LABEL = flags.DEFINE_string("label", None, "Class, by name or number; default all")
+SEED = flags.DEFINE_integer("seed", 0, "Of the samples' noise")
+NUM_STEPS = flags.DEFINE_integer("num_steps", None, "The student of so many steps")
+SAMPLER = flags.DEFINE_string("sampler", None, "In place of the student's own")
 
 
 def _workdir() -> str:
@@ -91,7 +104,37 @@ def _estimate() -> None:
         estimate.run(config, command.name(), *chips, COMPILE.value)
 
 
-MODES = {"run": _run, "estimate": _estimate}
+def _export() -> None:
+    """Mode `export`: bundles of a run's students."""
+    from pd_jax import sampling
+
+    if command.CONFIG.value is None and WORKDIR.value is None:
+        raise Refused("--workdir=DIR is missing, the run's folder")
+    sampling.export(_workdir(), NUM_STEPS.value)
+
+
+def _sample() -> None:
+    """Mode `sample`: samples of one student."""
+    from pd_jax import compilation, sampling
+
+    for flag in (FROM, OUT):
+        if flag.value is None:
+            raise Refused(
+                f"--{flag.name} is missing: --from=BUNDLE_OR_WORKDIR --out=OUT"
+            )
+    compilation.keep()
+    sampling.sample(
+        FROM.value,
+        OUT.value,
+        NUM.value,
+        label=LABEL.value,
+        seed=SEED.value,
+        num_steps=NUM_STEPS.value,
+        sampler=SAMPLER.value,
+    )
+
+
+MODES = {"run": _run, "estimate": _estimate, "export": _export, "sample": _sample}
 
 
 def _pass_over_tasks(report) -> None:

@@ -1,9 +1,10 @@
 """Students: weights that carry their own sampler."""
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -109,12 +110,13 @@ class Student:
             return ANY
         if self.num_classes < 2:
             raise ValueError(f"label={label}: this student has no labels")
-        if isinstance(label, str):
-            known = [] if isinstance(self.labels, int) else list(self.labels)
+        if isinstance(label, str) and not isinstance(self.labels, int):
+            known = list(self.labels)
             return known.index(names.check(label, known, "label"))
-        if not 0 <= label < self.num_classes:
+        if isinstance(label, str) or not 0 <= label < self.num_classes:
             raise ValueError(
-                f"label={label}: labels go from 0 to {self.num_classes - 1}"
+                f"label={label}: labels are whole numbers from 0 to "
+                f"{self.num_classes - 1}"
             )
         return int(label)
 
@@ -213,9 +215,9 @@ class Student:
     def program(self) -> bytes:
         """The sampler as a program that needs jax alone: see README, "Students".
 
-        It is `call(weights by name, key data uint32 [2], place uint32 [b])`, for a
-        class-conditional student with label int32 [b] too, -1 for any; the samples are
-        those of `sample` with the key `jax.random.key(seed)` of that data.
+        It is `call(weights by their names in a bundle, key data uint32 [2], place
+        uint32 [b])`, for a class-conditional student with label int32 [b] too, -1 for
+        any. The samples are those of `at` with the key of that data, at those places.
 
         Returns:
           The bytes of `jax.export`, for cpu, cuda and tpu and any b.
@@ -226,19 +228,19 @@ class Student:
 
         def sampler(weights, key, place, label=None):
             key = jax.random.wrap_key_data(key, impl="threefry2x32")
-            params, steps = bundle.unflatten(weights), jnp.int32(self.num_steps)
+            named = {n.removeprefix(bundle.PARAMS): a for n, a in weights.items()}
+            params, steps = bundle.unflatten(named), jnp.int32(self.num_steps)
             return portable._samples(params, key, place, label, steps, self.sampler)
 
         (b,) = export.symbolic_shape("b")
-        weights = bundle.flatten(self.params)
+        weights, of = bundle.flatten(self.params), jax.ShapeDtypeStruct
         given = [
-            {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in weights.items()},
-            jax.ShapeDtypeStruct((2,), jnp.uint32),
-            jax.ShapeDtypeStruct((b,), jnp.uint32),
-            jax.ShapeDtypeStruct((b,), jnp.int32),
+            {bundle.PARAMS + name: of(a.shape, a.dtype) for name, a in weights.items()},
+            *(of((2,), jnp.uint32), of((b,), jnp.uint32), of((b,), jnp.int32)),
         ]
         given = given if self.num_classes > 1 else given[:3]
-        found = export.export(jax.jit(sampler), platforms=PLATFORMS)(*given)
+        with _without_locations():
+            found = export.export(jax.jit(sampler), platforms=PLATFORMS)(*given)
         return bytes(found.serialize())
 
     def save(self, path: str | os.PathLike) -> tuple[int, str]:
@@ -268,6 +270,17 @@ class Student:
             "facts": self.facts,
         }
         return bundle.write(path, self.params, self.program(), content)
+
+
+@contextlib.contextmanager
+def _without_locations() -> Iterator[None]:
+    """Keeps this machine's paths out of programs, which are the same bytes then."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 def _portable(model: Any) -> Any:

@@ -1,0 +1,291 @@
+"""Samples on the command line: a grid, a folder of pictures, or an array of many.
+
+Folders and arrays are made batch by batch, and go on where they were stopped: which
+samples they hold is a function of student, seed, label and place alone.
+"""
+
+import io
+import json
+import math
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from etils import epath
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pd_jax import files, loading, report, samplers
+from pd_jax.interrupt import Interrupt
+from pd_jax.names import Refused
+from pd_jax.student import Student
+from pd_jax.writers import Progress, write_whole
+
+BATCH = 256
+MOST_IN_GRID = 4096
+OTHERS = (".gif", ".jpeg", ".jpg", ".npy", ".webp", ".zip")  # no names of folders
+JOB = ".samples.json"  # within a folder: what it holds
+
+
+def export(workdir: str, num_steps: int | None = None) -> list[pathlib.Path]:
+    """Writes bundles of a run's finished students: of one step count, or of all.
+
+    Returns:
+      The files, `WORKDIR/students/NAME_student_N.safetensors`, NAME the folder's.
+
+    Raises:
+      Refused: where there is no such student.
+      OSError: where a file cannot be written.
+    """
+    folder = epath.Path(workdir)
+    counts = [num_steps]
+    if num_steps is None:
+        config = loading.read_config(folder)
+        counts = [stage.num_steps for stage in loading.finished(folder, config)]
+        if not counts:
+            raise Refused(f"{folder}: no student is finished yet")
+    if 0 in counts:
+        raise Refused("--num_steps=0: only students have a sampler of their own")
+    name, made = folder.resolve().name, []
+    for count in counts:
+        student = loading.load(folder, count)
+        path = folder / "students" / f"{name}_student_{count}.safetensors"
+        size, digest = student.save(path)
+        print(f"{path}: {size} bytes, sha256 {digest}", flush=True)
+        made.append(path)
+    return made
+
+
+def sample(
+    path: str,
+    out: str,
+    num: int,
+    label: str | None = None,
+    seed: int = 0,
+    num_steps: int | None = None,
+    sampler: str | None = None,
+) -> None:
+    """Samples a student into `out`: NAME.png a grid, NAME.npz an array, else a folder.
+
+    Args:
+      path: a bundle, or a run's folder.
+      out: the target.
+      num: how many.
+      label: a class's name or number; all where None.
+      seed: of the noise; the seed's first samples are the same, whatever `num`.
+      num_steps: of a run's student; see `pd_jax.load`.
+      sampler: in place of the student's own.
+
+    Raises:
+      Refused: for a target that holds something else, or what cannot be sampled.
+      Interrupted: on SIGINT or SIGTERM; the same command goes on.
+    """
+    if num < 1 or not 0 <= seed < 2**31:
+        raise Refused(f"--num={num}, --seed={seed}: at least 1, and 0 to 2^31 - 1")
+    if num_steps is not None and num_steps < 1:
+        raise Refused(
+            f"--num_steps={num_steps}: at least 1; a teacher is sampled from Python, "
+            "as pd_jax.load(FOLDER, num_steps=0).sample(key, num, num_steps=N)"
+        )
+    target = pathlib.Path(out)
+    if not out or target.suffix.lower() in OTHERS:
+        raise Refused(f"--out={out}: give NAME.png, NAME.npz, or a folder")
+    student = loading.load(path, num_steps)
+    kind = {".png": _grid, ".npz": _array}.get(target.suffix.lower(), _folder)
+    if label is not None and label.isdigit() and label not in _names(student):
+        label = int(label)
+    try:
+        samplers.parse(sampler or student.sampler)
+        job = {
+            "student": student.digest,
+            "num_steps": student.steps(None),
+            "sampler": sampler or student.sampler,
+            "clip": student.clip,
+            "label": student.label_of(label),
+            "seed": seed,
+        }
+        draw = _Draw(student, seed, label, job)
+    except ValueError as error:
+        raise Refused(f"{path}: {error}") from error
+    if kind is not _array and (not student.is_image or student.shape[-1] not in (1, 3)):
+        raise Refused(
+            f"--out={out}: samples of shape {student.shape} are no pictures of 1 or 3 "
+            "channels: give a file NAME.npz"
+        )
+    kind(draw, num, target)
+
+
+def _names(student: Student) -> list[str]:
+    return [] if isinstance(student.labels, int | None) else list(student.labels)
+
+
+def _batches(num: int) -> list[np.ndarray]:
+    firsts = range(0, num, BATCH)
+    return [np.arange(first, min(first + BATCH, num)) for first in firsts]
+
+
+class _Draw:
+    """A student's samples in order.
+
+    Attributes:
+      student, job: the student, and what makes its samples what they are.
+    """
+
+    def __init__(self, student: Student, seed: int, label: int | str | None, job: dict):
+        self.student, self.job = student, job
+        self._key, self._label = jax.random.key(seed), label
+
+    def batches(self, num: int, missing=lambda places: True) -> Iterator:
+        """(places, samples) of all batches of which something is `missing`."""
+        wanted = [places for places in _batches(num) if missing(places)]
+        steps = self.job["num_steps"]
+        done = steps * (num - sum(map(len, wanted)))
+        progress = Progress(steps * num, done, seconds=5.0)
+        try:
+            with Interrupt() as interrupt:
+                for places in wanted:
+                    interrupt.check()
+                    given = dict(sampler=self.job["sampler"], batch=BATCH)
+                    x = self.student.at(self._key, places, self._label, **given)
+                    yield places, x
+                    progress.advance(steps * len(places), f"{num} samples")
+                interrupt.check()
+        finally:
+            progress.close()
+
+
+def _same(kept: dict, job: dict, out: pathlib.Path) -> None:
+    """Refuses a target that holds other samples."""
+    off = [f"{key}: {kept.get(key)} -> {new}" for key, new in job.items()]
+    off = [line for line, key in zip(off, job) if kept.get(key) != job[key]]
+    if off:
+        raise Refused(
+            f"--out={out} holds other samples ({'; '.join(off)}): give another target, "
+            "or move it away"
+        )
+
+
+def _foreign(out: pathlib.Path, error: Exception | str) -> Refused:
+    return Refused(
+        f"--out={out} is there, and was not made by this command ({error}): give "
+        "another target, or move it away"
+    )
+
+
+def _finished(out: pathlib.Path, job: dict, kept) -> bool:
+    """Whether a file is there already, with this job's samples."""
+    if not out.exists():
+        return False
+    try:
+        found = json.loads(kept())
+    except Exception as error:  # a file of anybody's
+        raise _foreign(out, files.brief(error)) from error
+    _same(found, job, out)
+    print(f"{out}: done already, nothing to do")
+    return True
+
+
+def _grid(draw: _Draw, num: int, out: pathlib.Path) -> None:
+    if num > MOST_IN_GRID:
+        raise Refused(
+            f"--num={num}: a grid holds at most {MOST_IN_GRID}; give a folder or a "
+            "file NAME.npz"
+        )
+    job = draw.job | {"num": num}
+    if _finished(out, job, lambda: Image.open(out).text["pd_jax"]):
+        return
+    images = np.concatenate([x for _, x in draw.batches(num)])
+    side = math.isqrt(num - 1) + 1
+    drawn = report.image_grid(images / 127.5 - 1.0, side)
+    told = PngInfo()
+    told.add_text("pd_jax", json.dumps(job))
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(drawn)).save(buffer, "PNG", pnginfo=told)
+    write_whole(epath.Path(out), buffer.getvalue())
+    print(f"{out}: {num} samples")
+
+
+def _own(folder: pathlib.Path, job: dict, out: pathlib.Path) -> None:
+    """Takes a folder for a job; Refused where it is another's."""
+    kept = folder / JOB
+    if kept.exists():
+        try:
+            found = files.read_json(epath.Path(kept))
+        except ValueError as error:
+            raise _foreign(out, error) from error
+        _same(found, job, out)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise _foreign(out, f"no {JOB}")
+    else:
+        write_whole(epath.Path(kept), json.dumps(job))
+
+
+def _folder(draw: _Draw, num: int, out: pathlib.Path) -> None:
+    _own(out, draw.job, out)
+    there = {name for name in os.listdir(out) if name.endswith(".png")}
+
+    def missing(places):
+        return any(f"{place:06d}.png" not in there for place in places)
+
+    made = 0
+    for places, images in draw.batches(num, missing):
+        for place, image in zip(places, images):
+            if (name := f"{place:06d}.png") not in there:
+                made += 1
+                _png(out / name, image)
+    done = f"{made} new" if made else "done already, nothing to do"
+    print(f"{out}: {num} samples, {done}")
+
+
+def _png(path: pathlib.Path, image: np.ndarray) -> None:
+    """One picture, there whole or not at all; a kill is survived, not a power cut."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    grey = image.shape[-1] == 1
+    Image.fromarray(image[..., 0] if grey else image).save(temporary, "PNG")
+    os.replace(temporary, path)
+
+
+def _array(draw: _Draw, num: int, out: pathlib.Path) -> None:
+    job = draw.job | {"num": num}
+    if _finished(out, job, lambda: str(files.read_npz(out, ["pd_jax"])["pd_jax"])):
+        return
+    parts = out.with_name(f".{out.name}.parts")
+    _own(parts, job, out)
+    there = set(os.listdir(parts))
+
+    def part(places):
+        return f"{places[0]}_{len(places)}.npy"
+
+    for places, x in draw.batches(num, lambda places: part(places) not in there):
+        if draw.student.is_image and x.shape[-1] == 1:
+            x = x.repeat(3, axis=-1)  # as tools that measure FID take grey pictures
+        buffer = io.BytesIO()
+        np.save(buffer, x)
+        write_whole(epath.Path(parts / part(places)), buffer.getvalue())
+    _join(parts, [part(places) for places in _batches(num)], job, out)
+    shutil.rmtree(parts)
+    print(f"{out}: {num} samples, array arr_0")
+
+
+def _join(parts: pathlib.Path, names: list[str], job: dict, out: pathlib.Path) -> None:
+    """All parts as one `.npz`, one after the other: they need not fit in memory."""
+    first = files.parse_npy((parts / names[0]).read_bytes(), names[0])
+    header = {
+        "descr": np.lib.format.dtype_to_descr(first.dtype),
+        "fortran_order": False,
+        "shape": (job["num"], *first.shape[1:]),
+    }
+    temporary = parts / "whole"
+    with zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for name in names:
+                x = files.parse_npy((parts / name).read_bytes(), name)
+                file.write(x.tobytes())
+        with archive.open("pd_jax.npy", "w") as file:
+            np.save(file, np.array(json.dumps(job)))
+    os.replace(temporary, out)

@@ -1,0 +1,269 @@
+"""Students and their bundles: what is sampled, what a file keeps, what is refused."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors
+from jax import export
+
+import pd_jax
+from pd_jax import bundle, denoisers, samplers, schedules
+from pd_jax.student import Student
+
+KEY = jax.random.key(3)
+ALONE = pathlib.Path(__file__).parents[1] / "docs" / "bundle_alone.py"
+MLP = {"name": "mlp", "output": "v", "width": 8, "num_blocks": 1, "num_classes": 3}
+
+
+def student(section=MLP, shape=(4, 4, 1), labels=("ant", "bee", "cat"), **more):
+    """A student of random weights."""
+    model = denoisers.build(section, shape[-1])
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: model.init(key, shape), KEY)
+    params = jax.tree.map(
+        lambda a: rng.normal(0.0, 0.3, a.shape).astype(a.dtype), shapes
+    )
+    fields = dict(metrics={"frechet_pixels": 0.5}, facts={"chain": ["teacher"]})
+    return Student(
+        model=model,
+        params=params,
+        num_steps=4,
+        schedule=schedules.get("cosine", logsnr_min=-15.0),
+        shape=shape,
+        labels=labels,
+        **(fields | more),
+    )
+
+
+@pytest.fixture(scope="module")
+def one():
+    return student()
+
+
+@pytest.fixture(scope="module")
+def images(one):
+    """Its first samples."""
+    return one.sample(KEY, 10)
+
+
+@pytest.fixture(scope="module")
+def file(one, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundle") / "student.safetensors"
+    one.save(path)
+    return path
+
+
+def close(a, b):
+    """Equal to one grey level, which another batch's rounding may cost."""
+    return a.shape == b.shape and np.abs(np.int32(a) - np.int32(b)).max() <= 1
+
+
+def test_a_sample_is_a_function_of_key_and_place(one, images):
+    assert images.shape == (10, 4, 4, 1)
+    assert images.dtype == np.uint8
+    assert len(np.unique(images)) > 20
+    assert close(one.sample(KEY, 10, batch=4), images)
+    places = np.array([7, 2])
+    assert close(one.at(KEY, places), images[places])
+    assert not close(one.sample(jax.random.key(4), 10), images)
+
+
+def test_labels(one, images):
+    drawn = np.asarray(samplers.labels(KEY, np.arange(10, dtype=np.uint32), 3))
+    assert set(drawn) == {0, 1, 2}
+    assert close(one.sample(KEY, 10, list(drawn)), images)
+    bees = one.sample(KEY, 10, "bee")
+    assert close(one.sample(KEY, 10, 1), bees)
+    assert close(bees[drawn == 1], images[drawn == 1])
+    assert not close(bees[drawn != 1], images[drawn != 1])
+    for label, says in ((3, "from 0 to 2"), (-1, "from 0 to 2"), ("be", '"bee"')):
+        with pytest.raises(ValueError, match=says):
+            one.sample(KEY, 2, label)
+    with pytest.raises(ValueError, match="3 labels for 2 samples"):
+        one.sample(KEY, 2, [0, 1, 2])
+    with pytest.raises(ValueError, match="2 labels for a network of num_classes=3"):
+        dataclasses.replace(one, labels=("ant", "bee"))
+
+
+def test_step_counts(one, images):
+    with pytest.raises(ValueError, match="was made for 4; force=True"):
+        one.sample(KEY, 2, num_steps=8)
+    assert not close(one.sample(KEY, 10, num_steps=1, force=True), images)
+    teacher = dataclasses.replace(one, num_steps=0)
+    with pytest.raises(ValueError, match="give num_steps"):
+        teacher.sample(KEY, 2)
+    assert close(teacher.sample(KEY, 10, num_steps=4), images)
+    with pytest.raises(ValueError, match="no steps of its own"):
+        teacher.program()
+    with pytest.raises(ValueError, match='Did you mean "heun"'):
+        one.sample(KEY, 2, sampler="huen")
+
+
+def test_points_of_the_plane_are_floats(tmp_path):
+    section = {"name": "mlp", "output": "x", "width": 8, "num_blocks": 1}
+    plane = student(section, (2,), None, clip=False)
+    points = plane.sample(KEY, 5)
+    assert points.shape == (5, 2)
+    assert points.dtype == np.float32
+    plane.save(tmp_path / "plane")
+    np.testing.assert_array_equal(
+        pd_jax.load(tmp_path / "plane").sample(KEY, 5), points
+    )
+
+
+def test_a_bundle_gives_the_student_back(one, images, file):
+    back = pd_jax.load(file)
+    for field in ("num_steps", "schedule", "shape", "clip", "sampler", "model"):
+        assert getattr(back, field) == getattr(one, field)
+    assert tuple(back.labels) == one.labels
+    assert (back.metrics, back.facts) == (one.metrics, one.facts)
+    assert back.digest == one.digest
+    np.testing.assert_array_equal(back.sample(KEY, 10), images)
+    with pytest.raises(ValueError, match="num_steps=8: this student was made for 4"):
+        pd_jax.load(file, 8)
+    assert pd_jax.load(file, 8, force=True).num_steps == 8
+
+
+def test_a_bundle_is_the_same_bytes_each_time_and_names_no_place(one, file, tmp_path):
+    size, _ = one.save(tmp_path / "again")
+    content = file.read_bytes()
+    assert (tmp_path / "again").read_bytes() == content
+    assert size == len(content)
+    assert b".py" not in content  # nor whose machine it was
+
+
+def test_any_reader_of_safetensors_opens_a_bundle(one, file):
+    with safetensors.safe_open(file, "numpy") as opened:
+        about = json.loads(opened.metadata()["pd_jax"])["content"]
+        bias = opened.get_tensor("params/dense_in/bias")
+    np.testing.assert_array_equal(bias, one.params["dense_in"]["bias"])
+    assert about["times"] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert about["logsnr"][0] == pytest.approx(-15.0, rel=1e-5)
+    assert about["labels"] == ["ant", "bee", "cat"]
+
+
+def test_the_program_samples_the_same(one, images):
+    weights = {f"params/{n}": a for n, a in bundle.flatten(one.params).items()}
+    program = export.deserialize(bytearray(one.program()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    place, label = np.arange(10, dtype=np.uint32), np.full(10, -1, np.int32)
+    found = program.call(weights, jax.random.key_data(KEY), place, label)
+    assert close(np.asarray(found), images)
+
+
+UNET = {"name": "unet", "output": "both", "ch": 32, "emb_ch": 32, "ch_mult": (1, 2)}
+UNET |= {"num_res_blocks": 1, "attn_resolutions": (4,), "num_heads": 2}
+DIT = {"name": "dit", "output": "eps", "depth": 1}
+
+
+@pytest.mark.parametrize("section", [UNET, DIT], ids=lambda s: s["name"])
+def test_programs_of_all_networks_lower_for_all_platforms(section):
+    model = denoisers.build(section | {"num_classes": 3}, 3, "bfloat16")
+    shapes = jax.eval_shape(lambda key: model.init(key, (8, 8, 3)), KEY)
+    model = denoisers.Model(model.network.clone(attention="cudnn"), model.output)
+    several = Student(model, shapes, 2, schedules.get("cosine"), (8, 8, 3), labels=3)
+    program = several.program()
+    assert b"cudnn" not in program
+    assert export.deserialize(bytearray(program)).platforms == ("cpu", "cuda", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A function as a model."""
+
+    def cast(self, params):
+        return params
+
+    def denoiser(self, params, label):
+        def denoise(z, logsnr):
+            x = jax.numpy.tanh(z * params["scale"])
+            return denoisers.conventions.get("x").outputs(x, z, logsnr)
+
+        return denoise
+
+
+def test_a_foreign_network(tmp_path):
+    scale = {"scale": np.float32(0.5)}
+    other = Student(Foreign(), scale, 2, schedules.get("cosine"), (4, 4, 3))
+    path = tmp_path / "foreign"
+    other.save(path)
+    with pytest.raises(ValueError, match="is none of pd_jax"):
+        pd_jax.load(path)
+    back = pd_jax.load(path, model=Foreign())
+    np.testing.assert_array_equal(back.sample(KEY, 3), other.sample(KEY, 3))
+
+
+def test_weights_without_names_are_refused(one, tmp_path):
+    for params in ({"a/b": np.ones(2)}, {"a": [np.ones(2)]}, [np.ones(2)], {}):
+        with pytest.raises(ValueError, match="weights"):
+            dataclasses.replace(one, model=Foreign(), params=params).save(
+                tmp_path / "x"
+            )
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_there(tmp_path):
+    (tmp_path / "text").write_text("text")
+    for path, says in (
+        ("nothing", "no such file or folder"),
+        ("text", "not a bundle"),
+        ("", "no folder of a run"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            pd_jax.load(tmp_path / path)
+
+
+def test_damage_is_seen(file, tmp_path):
+    content = bytearray(file.read_bytes())
+    path = tmp_path / "damaged"
+    for place in (20, 300, len(content) // 2, len(content) - 5):
+        content[place] ^= 16
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="not a bundle"):
+            pd_jax.load(path)
+        content[place] ^= 16
+    path.write_bytes(content)
+    pd_jax.load(path)
+
+
+HOOK = """
+import importlib.abc, runpy, sys
+class Few(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        known = {*sys.stdlib_module_names, *ALLOWED}
+        if name.partition(".")[0] not in known and not path:
+            raise ModuleNotFoundError(f"{name} is not installed", name=name)
+ALLOWED = ["jax", "jaxlib", "numpy", "flatbuffers", "ml_dtypes", "opt_einsum", "scipy"]
+sys.meta_path.insert(0, Few())
+try:
+    import pd_jax
+except ModuleNotFoundError:
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_bundle_runs_where_pd_jax_is_not_installed(one, file, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", HOOK, ALONE, file],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "4 steps: uint8 (64, 4, 4, 1)\n"
+    found = np.load(tmp_path / "samples.npy")
+    assert close(found, one.sample(jax.random.key(0), 64))
+
+
+def test_the_stand_alone_reader_is_short_and_needs_little():
+    text = ALONE.read_text()
+    assert len(text.splitlines()) <= 30
+    assert "import pd_jax" not in text
