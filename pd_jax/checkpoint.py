@@ -63,12 +63,13 @@ class StageCheckpoints:
             # back, and two of them, one opened after the other, get into each other.
             for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 unfinished.rmtree()
-        options = {"max_to_keep": 2, "create": True, "cleanup_tmp_directories": remote}
-        if not writes:
-            options = {"read_only": True, "save_interval_steps": 0}
         self._manager = _Manager(
             self._directory,
-            options=ocp.CheckpointManagerOptions(**options),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=2,
+                create=writes,
+                cleanup_tmp_directories=remote and writes,
+            ),
             item_names=("state", "facts"),
         )
 

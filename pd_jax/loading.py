@@ -168,14 +168,14 @@ def _from_workdir(workdir: epath.Path, num_steps: int | None, force: bool) -> St
         raise Refused(f"{workdir}: no student is finished yet")
     counts = [stage.num_steps for stage in stages]
     if num_steps is None:
-        return _of_stage(workdir, config, stages[-1], "ladder")
+        return of_stage(workdir, config, stages[-1])
     if num_steps not in counts and not force:
         raise Refused(
             f"{workdir} has no finished student of {num_steps} steps: there are those "
             f"of {', '.join(map(str, counts))}; force=True takes the nearest"
         )
     nearest = min(stages, key=lambda stage: abs(np.log(stage.num_steps / num_steps)))
-    return _of_stage(workdir, config, nearest, "ladder")
+    return of_stage(workdir, config, nearest)
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
@@ -215,13 +215,13 @@ def _teacher(workdir: epath.Path, config: ConfigDict) -> Student:
             f"teacher.exact={config.teacher.exact}, "
             f"teacher.released={config.teacher.released!r}"
         )
-    return _of_stage(workdir, config, stage, "teacher")
+    return of_stage(workdir, config, stage, "teacher")
 
 
-def _of_stage(
-    workdir: epath.Path, config: ConfigDict, stage: Stage, section: str
+def of_stage(
+    workdir: epath.Path, config: ConfigDict, stage: Stage, section: str = "ladder"
 ) -> Student:
-    """The model of a finished stage, as its checkpoint describes it."""
+    """The model of a finished stage of a config's section, as its checkpoint says."""
     with StageCheckpoints(workdir, stage, writes=False) as kept:
         if not kept.finished:
             raise Refused(f"{workdir}: {stage.name} is not finished")

@@ -31,7 +31,7 @@ OTHERS = (".gif", ".jpeg", ".jpg", ".npy", ".webp", ".zip")  # no names of folde
 JOB = ".samples.json"  # within a folder: what it holds
 
 
-def export(workdir: str, num_steps: int | None = None) -> list[pathlib.Path]:
+def export(workdir: str, num_steps: int | None = None) -> list[epath.Path]:
     """Writes bundles of a run's finished students: of one step count, or of all.
 
     Returns:
@@ -42,21 +42,23 @@ def export(workdir: str, num_steps: int | None = None) -> list[pathlib.Path]:
       OSError: where a file cannot be written.
     """
     folder = epath.Path(workdir)
-    counts = [num_steps]
-    if num_steps is None:
+    if num_steps is not None and num_steps < 1:
+        raise Refused(f"--num_steps={num_steps}: at least 1, as students have")
+    if num_steps is not None:
+        students = [loading.load(folder, num_steps)]
+    else:
         config = loading.read_config(folder)
-        counts = [stage.num_steps for stage in loading.finished(folder, config)]
-        if not counts:
-            raise Refused(f"{folder}: no student is finished yet")
-    if 0 in counts:
-        raise Refused("--num_steps=0: only students have a sampler of their own")
+        stages = loading.finished(folder, config)
+        students = (loading.of_stage(folder, config, stage) for stage in stages)
     name, made = folder.resolve().name, []
-    for count in counts:
-        student = loading.load(folder, count)
-        path = folder / "students" / f"{name}_student_{count}.safetensors"
+    for student in students:
+        file = f"{name}_student_{student.num_steps}.safetensors"
+        path = folder / "students" / file
         size, digest = student.save(path)
         print(f"{path}: {size} bytes, sha256 {digest}", flush=True)
         made.append(path)
+    if not made:
+        raise Refused(f"{folder}: no student is finished yet")
     return made
 
 
@@ -101,7 +103,7 @@ def sample(
     try:
         samplers.parse(sampler or student.sampler)
         job = {
-            "student": student.digest,
+            "student": student.digest[:16],
             "num_steps": student.steps(None),
             "sampler": sampler or student.sampler,
             "clip": student.clip,
