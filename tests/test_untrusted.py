@@ -15,6 +15,7 @@ import struct
 import zipfile
 
 import flax.serialization
+import jax
 import msgpack
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pd_jax import data, files
+from pd_jax import bundle, data, denoisers, files, loading
 from pd_jax.checkpoint import load_released
 from pd_jax.data import _folder_cache
 from pd_jax.evaluate import check_entry
@@ -160,6 +161,108 @@ def test_state_dicts(place, state_dicts, edits, member):
             content = edited(content, edits)
         (place / "weights.pth").write_bytes(content)
         survives(files.read_state_dict, place / "weights.pth")
+
+
+NETWORK = {"name": "mlp", "output": "v", "width": 4, "emb_ch": 4, "num_blocks": 0}
+CONTENT = {
+    **{"num_steps": 2, "sampler": "ddim", "clip": True, "shape": [2, 2, 1]},
+    "schedule": {"name": "cosine", "logsnr_min": -20.0, "logsnr_max": 20.0},
+    **{"labels": None, "model": NETWORK, "precision": "float32"},
+    **{"metrics": {"frechet_pixels": 0.5}, "facts": {"stage": "student_2"}},
+}
+
+
+def weights(**network):
+    """Weights of such a network."""
+    model = denoisers.build(NETWORK | network, 1)
+    like = jax.eval_shape(lambda key: model.init(key, (2, 2, 1)), jax.random.key(0))
+    return jax.tree.map(lambda a: np.ones(a.shape, a.dtype), like)
+
+
+@pytest.fixture(scope="module")
+def bundled(place):
+    """A bundle's bytes, and its weights."""
+    params = weights()
+    bundle.write(place / "whole", params, b"no program: it is never run", CONTENT)
+    return (place / "whole").read_bytes(), params
+
+
+@fuzz
+@given(EDITS)
+def test_bundles(place, bundled, edits):
+    path = place / "bundle"
+    content = edited(bundled[0], edits)
+    path.write_bytes(content)
+    assert survives(loading.load, path) == (content == bundled[0])
+
+
+@settings(fuzz, max_examples=EXAMPLES // 2)
+@given(EDITS)
+def test_bundles_whose_checksums_agree(place, bundled, edits):
+    """As who means harm makes them: not the bytes are off, but what they say."""
+    text = edited(json.dumps(CONTENT).encode(), edits)
+    try:
+        content = json.loads(text)
+        bundle.write(place / "bundle", bundled[1], b"program", content)
+    except (ValueError, TypeError, RecursionError):
+        return
+    survives(loading.load, place / "bundle")
+
+
+CLAIMS = {
+    "a network without end": {"model": NETWORK | {"num_blocks": 10**9}},
+    "a network of huge layers": {"model": NETWORK | {"width": 2**40}},
+    "a width of many digits": {"model": NETWORK | {"width": 10**400}},
+    "a network of no such name": {"model": NETWORK | {"name": "os"}},
+    "a list for a width": {"model": NETWORK | {"width": [4]}},
+    "a text for a width": {"model": NETWORK | {"width": "4"}},
+    "no output kind": {"model": {"name": "mlp"}},
+    "huge samples": {"shape": [2**20, 2**20, 1]},
+    "samples of no values": {"shape": [0, 2, 1]},
+    "endless samples": {"shape": [2] * 400},
+    "no steps": {"num_steps": 0},
+    "endless steps": {"num_steps": 2**40},
+    "labels that the network lacks": {"labels": 2**30},
+    "labels that are no names": {"labels": [1, 2]},
+    "another schedule": {"schedule": {"name": "exec", "code": "1"}},
+    "a schedule out of range": {"schedule": {"name": "cosine", "logsnr_max": 1e9}},
+    "another sampler": {"sampler": "os.system"},
+    "another precision": {"precision": "float8"},
+    "metrics that are none": {"metrics": []},
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_claims_of_bundles(tmp_path, bundled, claim):
+    path = tmp_path / "bundle"
+    bundle.write(path, bundled[1], b"program", CONTENT | CLAIMS[claim])
+    assert not survives(loading.load, path)
+
+
+def test_weights_of_bundles(tmp_path, bundled):
+    more = bundled[1] | {"a": {"b": np.ones(2)}}
+    deep = {"a": np.ones(2)}
+    for _ in range(100):
+        deep = {"a": deep}
+    fewer = {k: v for k, v in bundled[1].items() if k != "embed0"}
+    for params in (more, fewer, deep, weights(width=8)):
+        bundle.write(tmp_path / "bundle", params, b"program", CONTENT)
+        assert not survives(loading.load, tmp_path / "bundle")
+        foreign = CONTENT | {"model": None}
+        bundle.write(tmp_path / "bundle", params, b"program", foreign)
+        known = survives(lambda: loading.load(tmp_path / "bundle", model=object()))
+        assert known == (params is not deep)
+
+
+def test_a_bundle_that_claims_more_than_its_file(tmp_path):
+    for shape, end in (([2**40], 2**42), ([2**62, 4], 8), ([2], 2**63)):
+        claim = {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}
+        header = json.dumps({"params/a": claim}).encode()
+        content = struct.pack("<Q", len(header)) + header + bytes(8)
+        (tmp_path / "bundle").write_bytes(content)
+        assert not survives(loading.load, tmp_path / "bundle")
+    (tmp_path / "bundle").write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    assert not survives(loading.load, tmp_path / "bundle")
 
 
 ENTRY = {"model": "teacher", "sampler": "ddim", "num_steps": 4, "metrics": {"a": 0.5}}

@@ -1,0 +1,193 @@
+"""Students of a run's folder: loading, exporting, and samples on the command line."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import pd_jax
+from pd_jax import data, sampling, train
+from pd_jax.interrupt import Interrupted
+from pd_jax.student import Student
+from tests.test_student import close
+from tests.test_train import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "small"
+    train.run(tiny(**{"ladder.updates": (4,), "teacher.updates": 4}), workdir, "small")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def bundle(run):
+    return next(iter(sampling.export(str(run), 2)))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Batches of eight."""
+    monkeypatch.setattr(sampling, "BATCH", 8)
+
+
+def everything(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+def test_a_folder_gives_the_student_of_the_fewest_steps_without_its_data(
+    run, monkeypatch
+):
+    monkeypatch.setattr(data, "get", None)
+    before = everything(run)
+    student = pd_jax.load(run)
+    assert student.num_steps == 1
+    assert student.metrics.keys() == {"frechet_pixels", "rmse_to_teacher"}
+    kept = np.load(run / "evaluation" / "student_1.npy")
+    levels = np.round((kept + 1) * 127.5)
+    assert close(student.sample(jax.random.key(0), len(kept)), levels)
+    assert student.facts["chain"] == [
+        {"stage": "student_1", "updates": 4},
+        {"stage": "student_2", "updates": 4},
+        {"stage": "teacher", "updates": 4},
+    ]
+    assert everything(run) == before
+
+
+def test_step_counts_of_a_folder(run):
+    assert pd_jax.load(run, 2).num_steps == 2
+    with pytest.raises(ValueError, match="of 3 steps: there are those of 2, 1"):
+        pd_jax.load(run, 3)
+    forced = pd_jax.load(run, 3, force=True)
+    assert (forced.num_steps, forced.facts["stage"]) == (3, "student_2")
+    assert not forced.metrics
+    teacher = pd_jax.load(run, 0)
+    assert teacher.num_steps == 0
+    kept = np.load(run / "evaluation" / "teacher_4.npy")
+    images = teacher.sample(jax.random.key(0), 20, num_steps=4)
+    assert close(images, np.round((kept[:20] + 1) * 127.5))
+
+
+def test_a_student_that_is_not_finished_is_passed_over(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "checkpoints" / "student_1" / "4").rename(tmp_path / "4")
+    assert pd_jax.load(copy).num_steps == 2
+    with pytest.raises(ValueError, match="of 1 steps: there are those of 2"):
+        pd_jax.load(copy, 1)
+    shutil.rmtree(copy / "checkpoints" / "student_2")
+    with pytest.raises(ValueError, match="no student is finished yet"):
+        pd_jax.load(copy)
+    (copy / "config.json").write_text('{"data": {"name": "digits"}}')
+    with pytest.raises(ValueError, match="not a config of pd_jax"):
+        pd_jax.load(copy)
+
+
+def test_export_writes_a_file_for_every_student(run, bundle, capsys):
+    files = sampling.export(str(run))
+    assert [file.name for file in files] == [
+        "small_student_2.safetensors",
+        "small_student_1.safetensors",
+    ]
+    assert f"{bundle}: {bundle.stat().length} bytes, sha256 " in capsys.readouterr().out
+    student = pd_jax.load(bundle)
+    assert student.metrics == pd_jax.load(run, 2).metrics
+    assert student.facts["config"]["teacher"]["updates"] == 4
+    with pytest.raises(ValueError, match="at least 1"):
+        sampling.export(str(run), 0)
+
+
+def test_a_grid(bundle, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    sampling.sample(bundle, str(out), 10)
+    content = out.read_bytes()
+    with Image.open(out) as grid:
+        found = np.asarray(grid)
+    first = pd_jax.load(bundle).sample(jax.random.key(0), 10)[0, 0, 0, 0]
+    assert abs(int(found[0, 0]) - int(first)) <= 1
+    sampling.sample(bundle, str(out), 10)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="seed: 0 -> 1"):
+        sampling.sample(bundle, str(out), 10, seed=1)
+    Image.new("L", (2, 2)).save(tmp_path / "mine.png")
+    with pytest.raises(ValueError, match="not made by this command"):
+        sampling.sample(bundle, str(tmp_path / "mine.png"), 10)
+    assert out.read_bytes() == content
+
+
+@pytest.fixture
+def stopped(small, monkeypatch):
+    """Stops the third batch from now, once, as a signal would."""
+    calls, plain = [], Student.at
+
+    def at(self, *given, **named):
+        calls.append(None)
+        if len(calls) == 3:
+            raise Interrupted(2)
+        return plain(self, *given, **named)
+
+    monkeypatch.setattr(Student, "at", at)
+    return calls
+
+
+def test_a_folder_of_pictures_goes_on_where_it_was_stopped(bundle, tmp_path, stopped):
+    out = tmp_path / "many"
+    with pytest.raises(Interrupted):
+        sampling.sample(bundle, str(out), 30)
+    assert len(list(out.glob("*.png"))) == 16
+    job = json.loads((out / sampling.JOB).read_text())
+    assert (job["num_steps"], job["sampler"], job["seed"]) == (2, "ddim", 0)
+    (out / "000003.png").unlink()
+    before = everything(out)
+    sampling.sample(bundle, str(out), 30)
+    assert len(stopped) == 3 + 3  # of five batches the first one and the last two
+    after = everything(out)
+    assert all(after[path] == time for path, time in before.items() if path != out)
+    images = [np.asarray(Image.open(out / f"{i:06d}.png")) for i in range(30)]
+    expected = pd_jax.load(bundle).sample(jax.random.key(0), 30)
+    assert close(np.stack(images)[..., None], expected)
+    for change in ({"seed": 1}, {"sampler": "heun"}):
+        with pytest.raises(ValueError, match="holds other samples"):
+            sampling.sample(bundle, str(out), 30, **change)
+    assert everything(out) == after
+
+
+def test_an_array_goes_on_where_it_was_stopped(bundle, tmp_path, stopped, capsys):
+    out = tmp_path / "many.npz"
+    with pytest.raises(Interrupted):
+        sampling.sample(bundle, str(out), 30)
+    assert not out.exists()
+    with pytest.raises(ValueError, match="seed: 0 -> 1"):
+        sampling.sample(bundle, str(out), 30, seed=1)
+    sampling.sample(bundle, str(out), 30)
+    assert len(stopped) == 3 + 2
+    assert list(tmp_path.iterdir()) == [out]
+    with np.load(out) as file:
+        found = file["arr_0"]
+    expected = pd_jax.load(bundle).sample(jax.random.key(0), 30)
+    assert close(found, expected.repeat(3, axis=-1))
+    sampling.sample(bundle, str(out), 30)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+WRONG = {
+    "no samples": ({"num": 0}, "--num=0"),
+    "a photograph": ({"out": "a.jpg"}, "NAME.png, NAME.npz, or a folder"),
+    "a label": ({"label": "3"}, "has no labels"),
+    "a sampler": ({"sampler": "ddmi"}, 'Did you mean "ddim"'),
+    "other steps": ({"num_steps": 8}, "was made for 2"),
+    "a teacher": ({"num_steps": 0}, "a teacher is sampled from Python"),
+    "a large grid": ({"out": "a.png", "num": 5000}, "at most 4096"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_writes_nothing(bundle, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    changes, says = WRONG[case]
+    with pytest.raises(ValueError, match=says):
+        sampling.sample(bundle, **({"out": "a", "num": 4} | changes))
+    assert not list(tmp_path.iterdir())
