@@ -96,7 +96,7 @@ def write(
       The file's bytes, and their SHA-256.
 
     Raises:
-      ValueError: for weights that have no names.
+      ValueError: for weights that have no names, or content that is no JSON.
       OSError: where the file cannot be written.
     """
     flat = flatten(params)
@@ -106,12 +106,20 @@ def write(
         "params": digest(weights),
         "sampler": hashlib.sha256(program).hexdigest(),
     }
-    content = {"format": FORMAT, **content, "digests": digests}
+    content = _as_json({"format": FORMAT, **content, "digests": digests})
     sealed = json.dumps({"content": content, "sha256": _sum(content)}, sort_keys=True)
     tensors = {PARAMS + name: array for name, array in weights.items()}
     data = safetensors.numpy.save({**tensors, SAMPLER: sampler}, {KEY: sealed})
     write_whole(epath.Path(path), data)
     return len(data), hashlib.sha256(data).hexdigest()
+
+
+def _as_json(content: dict) -> dict:
+    """The content as it will be read."""
+    try:
+        return json.loads(json.dumps(content))
+    except TypeError as error:
+        raise ValueError(f"metrics and facts are kept as JSON: {error}") from error
 
 
 def _sum(content: dict) -> str:
