@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -191,8 +192,13 @@ def read_config(workdir: epath.Path) -> ConfigDict:
 
 def _students(workdir: epath.Path, config: ConfigDict) -> list[Stage]:
     """The students that have checkpoints, from the most steps down."""
-    found = (workdir / "checkpoints").glob("student_*/[0-9]*")
-    counts = {int(path.parent.name.removeprefix("student_")) for path in found}
+    kept = workdir / "checkpoints"
+    counts = {
+        int(folder.name.removeprefix("student_"))
+        for folder in (kept.iterdir() if kept.exists() else ())
+        if re.fullmatch(r"student_[0-9]{1,8}", folder.name)
+        and any(saved.name.isdigit() for saved in folder.iterdir())
+    }
     # A released teacher may have left out the stages above the first one.
     start = max(counts, default=0) * config.ladder.factor
     stages = configs.student_stages(config, start)
@@ -226,28 +232,18 @@ def of_stage(
         if not kept.finished:
             raise Refused(f"{workdir}: {stage.name} is not finished")
         facts = kept.facts()
-        shape = tuple(facts["data"]["shape"])
-        precision = facts.get("precision") or setup.precision(
-            config, jax.default_backend()
-        )
-        model = _model(facts["model"], shape, precision)
-        schedule = schedules.get(**facts["schedule"])
-        method = setup.method(config, section, model, schedule)
-        weights = _shapes(model, shape)
+        described = _made(_described, facts, config)
+        model = described["model"]
+        method = setup.method(config, section, model, described["schedule"])
+        weights = _shapes(model, described["shape"])
         like = jax.eval_shape(lambda weights: method.start(weights, stage), weights)
         here = SingleDeviceSharding(jax.local_devices()[0])
         params = jax.device_get(kept.weights(method, _on(here, like)))
-    classes = facts["model"].get("num_classes", 0)
-    labels = facts.get("labels") or ()
     return Student(
-        model=model,
+        **described,
         params=params,
         num_steps=stage.num_steps,
-        schedule=schedule,
-        shape=shape,
-        clip=facts["clip"],
         sampler=config.eval.sampler,
-        labels=labels if len(labels) == classes > 1 else classes or None,
         metrics=_metrics(workdir, Row("student", stage.num_steps)),
         facts={
             "stage": stage.name,
@@ -257,6 +253,20 @@ def of_stage(
             "versions": _versions(workdir),
         },
     )
+
+
+def _described(facts: dict, config: ConfigDict) -> dict:
+    """Those fields of a student that its checkpoint's facts tell."""
+    shape, section = tuple(facts["data"]["shape"]), facts["model"]
+    here = setup.precision(config, jax.default_backend())
+    labels, classes = facts.get("labels") or (), section.get("num_classes", 0)
+    return {
+        "model": _model(section, shape, facts.get("precision") or here),
+        "schedule": schedules.get(**facts["schedule"]),
+        "shape": shape,
+        "clip": facts["clip"],
+        "labels": labels if len(labels) == classes > 1 else classes or None,
+    }
 
 
 def _chain(workdir: epath.Path, config: ConfigDict, stage: Stage | None) -> list[dict]:

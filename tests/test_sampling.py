@@ -191,3 +191,28 @@ def test_wrong_use_writes_nothing(bundle, tmp_path, monkeypatch, case):
     with pytest.raises(ValueError, match=says):
         sampling.sample(bundle, **({"out": "a", "num": 4} | changes))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_classes_have_the_names_of_their_folders(tmp_path, capsys):
+    for i, name in enumerate(["ants", "bees"] * 4):
+        (tmp_path / "pictures" / name).mkdir(parents=True, exist_ok=True)
+        levels = np.full((8, 8, 3), 30 * i, np.uint8)
+        Image.fromarray(levels).save(tmp_path / "pictures" / name / f"{i}.png")
+    config = tiny().unlock()
+    options = {"path": str(tmp_path / "pictures"), "cache": str(tmp_path / "cache")}
+    config.data = data.options("image_folder") | options
+    config.data.update(name="image_folder", size=8, labels=True)
+    config.model.num_classes = 2
+    config.eval.update(num_samples=8, paired_samples=8)
+    workdir = tmp_path / "run"
+    train.run(config, workdir, "classes")
+    shutil.rmtree(tmp_path / "pictures")
+    (file,) = sampling.export(str(workdir), 1)
+    bees = pd_jax.load(file).sample(jax.random.key(0), 4, "bees")
+    assert close(bees, pd_jax.load(workdir).sample(jax.random.key(0), 4, 1))
+    sampling.sample(file, str(tmp_path / "bees"), 4, label="bees")
+    found = [Image.open(path) for path in sorted((tmp_path / "bees").glob("*.png"))]
+    assert close(np.stack([np.asarray(image) for image in found]), bees)
+    with pytest.raises(ValueError, match='Did you mean "bees"'):
+        sampling.sample(file, str(tmp_path / "other"), 4, label="beas")
