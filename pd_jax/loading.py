@@ -114,7 +114,7 @@ def _network(content: dict) -> Model:
     if content["model"] is None:
         raise ValueError(
             "its network is none of pd_jax.models: give it as pd_jax.load(path, "
-            "model=...); or run the bundle's own program, as README shows"
+            "model=...); or run its own program, as docs/bundle_alone.py does"
         )
     return _made(_model, content["model"], content["shape"], content["precision"])
 

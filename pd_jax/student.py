@@ -213,7 +213,7 @@ class Student:
         return jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
     def program(self) -> bytes:
-        """The sampler as a program that needs jax alone: see README, "Students".
+        """The sampler as a program that needs jax alone: see docs/bundle_alone.py.
 
         It is `call(weights by their names in a bundle, key data uint32 [2], place
         uint32 [b])`, for a class-conditional student with label int32 [b] too, -1 for
