@@ -100,8 +100,10 @@ class Student:
                 f"num_steps={num_steps}: this student was made for {self.num_steps}; "
                 "force=True samples with another number, at a loss of quality"
             )
-        if not 1 <= num_steps <= bundle.MOST_STEPS:
-            raise ValueError(f"num_steps={num_steps}: 1 to {bundle.MOST_STEPS}")
+        if num_steps not in range(1, bundle.MOST_STEPS + 1):
+            raise ValueError(
+                f"num_steps={num_steps}: a whole number from 1 to {bundle.MOST_STEPS}"
+            )
         return num_steps
 
     def label_of(self, label: int | str | None) -> int:
