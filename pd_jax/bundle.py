@@ -14,6 +14,7 @@ import os
 from typing import Any
 
 import flax.traverse_util
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -44,25 +45,28 @@ KINDS = {
 }
 
 
-def flatten(params: dict) -> dict[str, Any]:
-    """Nested dicts of arrays by name, such as "block_0/dense/kernel".
+def flatten(params: Any) -> dict[str, Any]:
+    """The arrays of a pytree by name, such as "block_0/dense/kernel" or "layers/0/w".
 
     Raises:
-      ValueError: for anything that names could not give back.
+      ValueError: for anything that names could not tell apart.
     """
-    if not isinstance(params, dict) or not params:
-        raise ValueError(f"weights are {type(params).__name__}, not a dict of arrays")
-    flat = flax.traverse_util.flatten_dict(params)
-    for path, leaf in flat.items():
-        if any(not isinstance(part, str) or "/" in part for part in path):
-            raise ValueError(f"weights {path}: names are text without /")
+    flat = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        parts = [jax.tree_util.keystr((part,), simple=True) for part in path]
+        name = "/".join(parts)
+        if not all(parts) or name.count("/") != len(parts) - 1 or name in flat:
+            raise ValueError(f"weights {path}: names are different texts without /")
         if not hasattr(leaf, "dtype"):
-            raise ValueError(f"weights {path}: {type(leaf).__name__} is no array")
-    return {"/".join(path): leaf for path, leaf in flat.items()}
+            raise ValueError(f"weights {name}: {type(leaf).__name__} is no array")
+        flat[name] = leaf
+    if not flat:
+        raise ValueError("there are no weights")
+    return flat
 
 
 def unflatten(weights: dict[str, Any]) -> dict:
-    """The nested dicts that `flatten` was given; ValueError where there are none."""
+    """Nested dicts of arrays, from their names; ValueError where there are none."""
     for name in weights:
         parts = name.split("/")
         inner = ("/".join(parts[:depth]) for depth in range(1, len(parts)))

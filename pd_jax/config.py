@@ -26,6 +26,7 @@ MOST = 2**31 - 1  # of whole numbers, which are int32 on devices
 MOST_STEPS = 2**23  # up to which float32 tells the times i/N apart
 # How a run is carried out; a run may go on with other values than it began with.
 FREE = ("run",)
+GIVEN = "given"  # in a name's place: the data, or the network, is a caller's own object
 REGRESSIONS = ("flag", "stop")  # what to do about them
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -50,6 +51,8 @@ def _training() -> dict:
 def default(data_name: str, model_name: str) -> ConfigDict:
     """All keys with their defaults, for a data set and a network by name; locked.
 
+    Data or a network that are a caller's own object have the name `GIVEN`.
+
     docs/config.md is made of the comments below: `python docs/make_config.py`.
 
     Raises:
@@ -62,7 +65,7 @@ def default(data_name: str, model_name: str) -> ConfigDict:
             # float32 on CPU
             data=dict(
                 name=data_name,  # a file of pd_jax/data/
-                **data.options(data_name),
+                **({} if data_name == GIVEN else data.options(data_name)),
             ),
             schedule=dict(
                 name="cosine",  # a function of pd_jax.schedules
@@ -73,7 +76,7 @@ def default(data_name: str, model_name: str) -> ConfigDict:
             model=dict(
                 name=model_name,  # a file of pd_jax/models/
                 output="v",  # what the network's output means, and the teacher's, too
-                **models.fields(model_name),
+                **({} if model_name == GIVEN else models.fields(model_name)),
             ),
             teacher=dict(
                 exact=False,  # the data set's exact denoiser teaches: nothing to train
@@ -128,6 +131,10 @@ def default(data_name: str, model_name: str) -> ConfigDict:
                 # below that divides those of every stage; more helps accelerators
                 most_skipped=10,  # updates in a row, with a loss or gradient that is
                 # not finite, after which training stops
+                tensorboard=False,  # figures and pictures for TensorBoard, too, in the
+                # folder tensorboard of the workdir
+                wandb="",  # project at Weights & Biases to show them in; needs the
+                # extra pd_jax[wandb]
             ),
         )
     ).lock()
@@ -239,8 +246,9 @@ def _check_keys(config: ConfigDict) -> None:
             "the config has no data.name or no model.name: begin with "
             "pd_jax.config.default(data, model), and change its keys"
         )
-    names.check(config.data.name, data.known(), "data.name")
-    names.check(config.model.name, models.known(), "model.name")
+    for section, known in (("data", data.known), ("model", models.known)):
+        if config[section].name != GIVEN:
+            names.check(config[section].name, known(), f"{section}.name")
     known = dict(flatten(default(config.data.name, config.model.name))).keys()
     given = dict(flatten(config)).keys()
     missing, unknown = sorted(known - given), sorted(given - known)
@@ -326,9 +334,9 @@ def check(config: ConfigDict, num_devices: int) -> None:
                 f"devices x {name}.microbatches={section.microbatches}: try "
                 + " or ".join(str(n) for n in (below, below + parts) if n)
             )
-    zero = {"log_seconds": 0.0, "data_workers": 0, "preflight": 0}
+    zero = {"log_seconds": 0.0, "data_workers": 0, "preflight": 0, "tensorboard": 0}
     positive = ("eval.reference_steps", "eval.teacher_steps", "eval.paired_samples")
-    positive += tuple(f"run.{key}" for key in config.run if key not in zero)
+    positive += tuple(f"run.{key}" for key in config.run if key not in (*zero, "wandb"))
     _at_least(config, {key: 1 for key in positive})
     _at_least(config, {f"run.{key}": least for key, least in zero.items()})
     _at_least(

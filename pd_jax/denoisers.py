@@ -6,6 +6,7 @@ anything after the raw output, which is float32.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -16,15 +17,37 @@ from pd_jax.arcs import Denoiser
 
 
 @dataclasses.dataclass(frozen=True)
+class Function:
+    """A plain function in a network's place, whose weights are any pytree.
+
+    Attributes:
+      function: (params, input [B, ...], level [B], label [B] int32 or None) -> raw
+        output, as for `conventions.adapt`.
+      num_classes: classes of the label; 0 for a function without labels.
+    """
+
+    function: Callable
+    num_classes: int = 0
+
+    def clone(self, dropout: float = 0.0) -> "Function":
+        """Itself: dropout is a matter of the function's own."""
+        return self
+
+    def apply(self, variables, given, level, label=None, train=False, rngs=None):
+        """As a Flax module is called."""
+        return self.function(variables["params"], given, level, label)
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     """A network and the meaning of what goes in and comes out.
 
     Attributes:
-      network: raw outputs (`pd_jax.models`).
+      network: raw outputs: one of `pd_jax.models`, or a `Function`.
       output: "x", "eps", "v" or "both", or another convention of `pd_jax.conventions`.
     """
 
-    network: nn.Module
+    network: nn.Module | Function
     output: str
 
     def __post_init__(self):

@@ -93,7 +93,7 @@ def _from_bundle(path: epath.Path, model: Any, schedule: Schedule | None) -> Stu
         schedule = _schedule(content)
     if model is None:
         model = _network(content)
-    if isinstance(model, Model):
+    if isinstance(model, Model) and isinstance(model.network, nn.Module):
         _check(opened.shapes, model, tuple(content["shape"]))
     params = opened.params()
     kept = {key: content[key] for key in KEPT}
@@ -225,17 +225,29 @@ def _teacher(workdir: epath.Path, config: ConfigDict) -> Student:
 
 
 def of_stage(
-    workdir: epath.Path, config: ConfigDict, stage: Stage, section: str = "ladder"
+    workdir: epath.Path,
+    config: ConfigDict,
+    stage: Stage,
+    section: str = "ladder",
+    built: setup.Setup | None = None,
 ) -> Student:
-    """The model of a finished stage of a config's section, as its checkpoint says."""
+    """The model of a finished stage of a config's section, as its checkpoint says.
+
+    Where the network has no name, it is that of the run's own setup, `built`.
+    """
+    if config.model.name == configs.GIVEN and built is None:
+        raise Refused(
+            f"{workdir}: its network is a caller's own: call pd_jax.distil as before, "
+            "which gives the students of a run that is done"
+        )
     with StageCheckpoints(workdir, stage, writes=False) as kept:
         if not kept.finished:
             raise Refused(f"{workdir}: {stage.name} is not finished")
         facts = kept.facts()
-        described = _made(_described, facts, config)
+        described = _made(_described, facts, config, built and built.model)
         model = described["model"]
         method = setup.method(config, section, model, described["schedule"])
-        weights = _shapes(model, described["shape"])
+        weights = built.shapes if built else _shapes(model, described["shape"])
         like = jax.eval_shape(lambda weights: method.start(weights, stage), weights)
         here = SingleDeviceSharding(jax.local_devices()[0])
         params = jax.device_get(kept.weights(method, _on(here, like)))
@@ -255,13 +267,16 @@ def of_stage(
     )
 
 
-def _described(facts: dict, config: ConfigDict) -> dict:
+def _described(facts: dict, config: ConfigDict, model: Model | None) -> dict:
     """Those fields of a student that its checkpoint's facts tell."""
-    shape, section = tuple(facts["data"]["shape"]), facts["model"]
-    here = setup.precision(config, jax.default_backend())
-    labels, classes = facts.get("labels") or (), section.get("num_classes", 0)
+    shape = tuple(facts["data"]["shape"])
+    if model is None:
+        here = setup.precision(config, jax.default_backend())
+        model = _model(facts["model"], shape, facts.get("precision") or here)
+    labels = facts.get("labels") or ()
+    classes = getattr(model.network, "num_classes", 0)
     return {
-        "model": _model(section, shape, facts.get("precision") or here),
+        "model": model,
         "schedule": schedules.get(**facts["schedule"]),
         "shape": shape,
         "clip": facts["clip"],

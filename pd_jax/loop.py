@@ -8,10 +8,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pd_jax import processes
+from pd_jax.callbacks import Callbacks
 from pd_jax.data import Dataset
 from pd_jax.ladder import Stage
 from pd_jax.setup import Training
-from pd_jax.writers import JsonLines, Progress
+from pd_jax.writers import Progress
 
 BATCHES = 4  # of the training's size, in every measurement of the validation loss
 
@@ -37,7 +38,7 @@ class Loop:
         done: int,
         facts: dict,
         options: ConfigDict,
-        lines: JsonLines,
+        callbacks: Callbacks,
         progress: Progress,
     ):
         """Goes on after `done` updates.
@@ -53,7 +54,8 @@ class Loop:
         self._skipped = facts.get("skipped", 0)
         self._in_a_row = facts.get("skipped_in_a_row", 0)
         self._training, self._stage = training, stage
-        self._every, self._lines, self._progress = options.log_updates, lines, progress
+        self._every, self._progress = options.log_updates, progress
+        self._callbacks = callbacks
         self._most_skipped = options.most_skipped
         self._batches = dataset.batches(
             done * training.batch,
@@ -146,7 +148,7 @@ class Loop:
         jax.block_until_ready(self._held)
         self._write((self.done, self._held, time.monotonic()))
         self._late, self._held = None, []
-        self._lines.flush()
+        self._callbacks.flush()
         return not self._in_a_row
 
     def _write(self, interval: tuple[int, list[dict], float] | None) -> None:
@@ -169,7 +171,7 @@ class Loop:
             entry["skipped_at"] = [self._place(n) for n in numbers[skipped]]
         if update in self._validation:
             entry["validation_loss"] = self._validation[update]
-        self._lines.write(entry)
+        self._callbacks.on_metrics(entry)
         self._count(numbers, skipped, found)
         (before, at), self._clock = self._clock, (clock, update)
         rate = (update - at) / max(clock - before, 1e-9)
@@ -198,7 +200,7 @@ class Loop:
         for i, skip in enumerate(skipped):
             self._in_a_row = self._in_a_row + 1 if skip else 0
             if self._in_a_row >= self._most_skipped:
-                self._lines.flush()
+                self._callbacks.flush()
                 raise Diverged(
                     f"{self._stage.name}: {tell(i)}, with learning rate "
                     f"{found['learning_rate'][i]:.3g}; updates skipped in a row: "

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import jax
 
-from pd_jax import models
 from pd_jax.costs import count
 from pd_jax.setup import Setup, sketch
 
@@ -48,7 +47,7 @@ def _of_training(setup: Setup, name: str) -> str:
         f"a smaller {name}.batch than {section.batch}",
         f"a larger {name}.microbatches than {section.microbatches}",
     ]
-    if "remat" in models.fields(config.model.name):
+    if "remat" in config.model:
         keys.append(f"model.remat (now {config.model.remat})")
     *first, last = keys
     return (

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -197,12 +198,18 @@ def _check_data(config: ConfigDict, dataset: Dataset) -> None:
                 )
 
 
-def build(config: ConfigDict, dataset: Dataset | None = None) -> Setup:
+def build(
+    config: ConfigDict,
+    dataset: Dataset | None = None,
+    teacher: tuple[Model, Any] | None = None,
+) -> Setup:
     """Builds and checks all that a config names.
 
     Args:
       config: the config.
       dataset: in place of the one that the config names.
+      teacher: a model with its weights (a pytree of float32 arrays) that teaches, in
+        place of the network that the config names and of what teacher.released names.
 
     Raises:
       ValueError: for anything that cannot work, naming the config key.
@@ -213,9 +220,13 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Setup:
         options = config.data.to_dict()
         dataset = data.get(options.pop("name"), **options)
     _check_data(config, dataset)
+    released, steps = None, 0
+    if teacher is not None:
+        model, released = teacher
+        shapes = jax.eval_shape(lambda: released)
+        return _assemble(config, dataset, model, shapes, released, steps, devices)
     model = _model(config, dataset, devices[0].platform)
     shapes = _shapes(model, dataset)
-    released, steps = None, 0
     if config.teacher.released:
         with _named("teacher.released"):
             released, steps = load_released(config.teacher.released, shapes)

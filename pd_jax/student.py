@@ -13,7 +13,7 @@ import numpy as np
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pd_jax import bundle, denoisers, names, samplers, schedules
+from pd_jax import bundle, denoisers, files, names, samplers, schedules
 from pd_jax.denoisers import Model
 from pd_jax.schedules import Schedule
 
@@ -27,7 +27,7 @@ class Student:
 
     Attributes:
       model: a `denoisers.Model`, or anything with its `denoiser` and `cast`.
-      params: its weights, nested dicts of arrays.
+      params: its weights, a pytree of arrays; nested dicts of a network with a name.
       num_steps: sampling steps it was made for; 0 for a teacher of any.
       schedule: the noise levels it was trained on.
       shape: of one sample: [H, W, C] of an image, which is sampled as uint8; of other
@@ -223,6 +223,9 @@ class Student:
 
         Returns:
           The bytes of `jax.export`, for cpu, cuda and tpu and any b.
+
+        Raises:
+          ValueError: for a teacher, or a network that needs a batch of one size.
         """
         if not self.num_steps:
             raise ValueError("a teacher has no steps of its own: give it num_steps")
@@ -230,19 +233,27 @@ class Student:
 
         def sampler(weights, key, place, label=None):
             key = jax.random.wrap_key_data(key, impl="threefry2x32")
-            named = {n.removeprefix(bundle.PARAMS): a for n, a in weights.items()}
-            params, steps = bundle.unflatten(named), jnp.int32(self.num_steps)
+            params = jax.tree.unflatten(structure, [weights[name] for name in names])
+            steps = jnp.int32(self.num_steps)
             return portable._samples(params, key, place, label, steps, self.sampler)
 
         (b,) = export.symbolic_shape("b")
         weights, of = bundle.flatten(self.params), jax.ShapeDtypeStruct
+        weights = {bundle.PARAMS + name: array for name, array in weights.items()}
+        names, structure = list(weights), jax.tree.structure(self.params)
         given = [
-            {bundle.PARAMS + name: of(a.shape, a.dtype) for name, a in weights.items()},
+            {name: of(array.shape, array.dtype) for name, array in weights.items()},
             *(of((2,), jnp.uint32), of((b,), jnp.uint32), of((b,), jnp.int32)),
         ]
         given = given if self.num_classes > 1 else given[:3]
-        with _without_locations():
-            found = export.export(jax.jit(sampler), platforms=PLATFORMS)(*given)
+        try:
+            with _without_locations():
+                found = export.export(jax.jit(sampler), platforms=PLATFORMS)(*given)
+        except Exception as error:  # whatever a network does with its shapes
+            raise ValueError(
+                "the network cannot be exported for batches of any size (with "
+                f"z.shape[0] in place of len(z) most can): {files.brief(error)}"
+            ) from error
         return bytes(found.serialize())
 
     def save(self, path: str | os.PathLike) -> tuple[int, str]:

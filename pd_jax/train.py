@@ -4,24 +4,34 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jaxlib
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, doubts, folder, memory, preflight, processes, report
-from pd_jax import config as configs
-from pd_jax.checkpoint import Damaged, StageCheckpoints
-from pd_jax.evaluate import Evaluation, Row, rows
+from pd_jax import (
+    __version__,
+    boards,
+    doubts,
+    folder,
+    loading,
+    memory,
+    preflight,
+    processes,
+    report,
+)
+from pd_jax.callbacks import Callbacks
+from pd_jax.checkpoint import Damaged
+from pd_jax.evaluate import GRID, Evaluation, Row, rows
 from pd_jax.interrupt import Interrupt
 from pd_jax.ladder import Stage
 from pd_jax.loop import Loop
 from pd_jax.names import Refused
 from pd_jax.setup import Setup, Training, build
+from pd_jax.stages import Stages
 from pd_jax.writers import JsonLines, Progress, write_whole
 
 
@@ -30,6 +40,8 @@ def run(
     workdir: str | os.PathLike,
     name: str,
     began: float | None = None,
+    setup: Setup | None = None,
+    callbacks: Sequence[object] = (),
 ) -> dict:
     """Does whatever a run still lacks: teacher, ladder, evaluation, report.
 
@@ -38,6 +50,9 @@ def run(
       workdir: the run's folder; made where missing.
       name: the run's name, for the report.
       began: `time.monotonic()` at which the run began; now where None.
+      setup: what the config names, where that is built already.
+      callbacks: who is told of what happens (`pd_jax.callbacks`), after metrics.jsonl
+        and those that the config asks for.
 
     Returns:
       The report, as in report.json.
@@ -56,7 +71,10 @@ def run(
     with contextlib.ExitStack() as held:
         try:
             finished, new = processes.agree(lambda: folder.take(workdir, config, held))
-            setup = build(config) if finished is None else None
+            if finished is None:
+                setup = setup or build(config)
+                told = [*boards.wanted(config, workdir, name), *callbacks]
+                told = Callbacks([JsonLines(workdir / "metrics.jsonl"), *told])
         except ImportError as error:
             raise Refused(f"--workdir={workdir}: {error}") from error
         except ValueError as error:
@@ -70,16 +88,24 @@ def run(
             processes.agree(lambda: folder.make(workdir, held))
         text = json.dumps(config.to_dict(), indent=1) + "\n"
         processes.agree(lambda: write_whole(workdir / "config.json", text))
-        return _Run(setup, workdir, name, began).all()
+        with contextlib.closing(told):
+            return _Run(setup, workdir, name, began, told).all()
 
 
 class _Run:
     """One process's part of a run; the first one writes its files."""
 
-    def __init__(self, setup: Setup, workdir: epath.Path, name: str, began: float):
+    def __init__(
+        self,
+        setup: Setup,
+        workdir: epath.Path,
+        name: str,
+        began: float,
+        callbacks: Callbacks,
+    ):
         self.setup, self.workdir, self.name, self.began = setup, workdir, name, began
-        self.options = setup.config.run
-        self.lines = JsonLines(workdir / "metrics.jsonl", processes.is_first())
+        self.options, self.callbacks = setup.config.run, callbacks
+        self.stages = Stages(setup, workdir)
         self.evaluation = Evaluation(setup, workdir)
         self.accounted = 0.0  # seconds of this process that a stage or row has counted
         self.students = {s.num_steps: s for s in setup.trainings[-1].stages}
@@ -105,7 +131,7 @@ class _Run:
         finally:
             self.progress.close()
         facts = {
-            training.name: [self._facts(stage) for stage in training.stages]
+            training.name: [self.stages.facts(stage) for stage in training.stages]
             for training in self.setup.trainings
         }
         return processes.agree(lambda: self._report(facts))
@@ -117,7 +143,7 @@ class _Run:
         for training in self.setup.trainings:
             each = training.batch * training.method.forwards
             for stage in training.stages:
-                with StageCheckpoints(self.workdir, stage) as kept:
+                with self.stages.open(stage) as kept:
                     skipped = stage.updates - kept.end
                     done += each * (kept.updates + skipped)
                     if kept.updates:
@@ -153,36 +179,6 @@ class _Run:
             flush=True,
         )
 
-    def _shapes(self, training: Training, stage: Stage):
-        """A stage's state as shapes, on all devices of all processes."""
-        same = NamedSharding(training.step.mesh, PartitionSpec())
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=same),
-            jax.eval_shape(
-                lambda weights: training.method.start(weights, stage),
-                self.setup.shapes,
-            ),
-        )
-
-    def _finished(self, stage: Stage, read: Callable) -> Any:
-        """What `read` finds in a finished stage's checkpoints."""
-        with StageCheckpoints(self.workdir, stage) as kept:
-            if not kept.finished:
-                raise Refused(f"{self.workdir}: {stage.name} is not finished")
-            try:
-                return read(kept)
-            except Damaged as error:
-                raise self._lost(stage, error) from error
-
-    def _lost(self, stage: Stage, error: Damaged) -> Refused:
-        """The end of a stage that others came from: nothing here can replace it."""
-        return Refused(
-            f"{error}. It is the end of {stage.name}, which others have learnt from or "
-            "were measured with: put that folder back from a copy; or move "
-            f"checkpoints/{stage.name}, the stages after it and evaluation/ out of "
-            f"{self.workdir}, to make them again"
-        )
-
     def _followed(self, stage: Stage) -> bool:
         """Whether later stages or figures have come from a stage."""
         stages = [stage for t in self.setup.trainings for stage in t.stages]
@@ -193,40 +189,15 @@ class _Run:
             return self.evaluation.done(Row("student", stage.num_steps))
         return self.evaluation.begun
 
-    def _weights(self, training: Training, stage: Stage) -> dict:
-        """A finished stage's weights, from disk."""
-
-        def read(kept):
-            self._check_facts(kept, stage)
-            return kept.weights(training.method, self._shapes(training, stage))
-
-        return self._finished(stage, read)
-
-    def _facts(self, stage: Stage) -> dict:
-        """What a finished stage's checkpoint says of itself."""
-        return self._finished(stage, StageCheckpoints.facts)
-
-    def _check_facts(self, kept: StageCheckpoints, stage: Stage) -> None:
-        """Refuses a checkpoint of another network, data set or config."""
-        facts, mine = kept.facts(), self._sampler(stage)
-        theirs = {key: facts.get(key, value) for key, value in mine.items()}
-        changed = configs.differences(theirs, mine)
-        if changed:
-            raise Refused(
-                f"{kept.newest} belongs to another run:\n  "
-                + "\n  ".join(changed)
-                + "\nPut back what was there, or use another folder with --workdir=DIR."
-            )
-
     def _restore(self, training, stage, kept) -> tuple[Any, dict] | None:
         """The newest checkpoint of a stage that can be read, those above set aside."""
         while kept.updates:
             try:
-                self._check_facts(kept, stage)
-                return kept.restore(self._shapes(training, stage))
+                self.stages.check(kept)
+                return kept.restore(self.stages.shapes(training, stage))
             except Damaged as error:
                 if self._followed(stage):
-                    raise self._lost(stage, error) from error
+                    raise self.stages.lost(stage, error) from error
                 moved = kept.set_aside()
                 on = f"from update {kept.updates}" if kept.updates else "from its start"
                 self.progress.say(
@@ -236,7 +207,7 @@ class _Run:
 
     def _start(self, training, stage, before, kept) -> tuple[Any, dict]:
         """A stage's state where training goes on, placed, and its facts."""
-        weights = self._weights(*before) if before else self.setup.first_weights()
+        weights = self.stages.weights(*before) if before else self.setup.first_weights()
         restored = self._restore(training, stage, kept)
         if restored is None:
             state = training.method.start(weights, stage)
@@ -250,7 +221,7 @@ class _Run:
         self, training: Training, stage: Stage, before: tuple[Training, Stage] | None
     ) -> None:
         """Trains one stage from where it is to its end; `before` hands over."""
-        with StageCheckpoints(self.workdir, stage) as kept:
+        with self.stages.open(stage) as kept:
             if kept.finished and (self._followed(stage) or not kept.damage()):
                 return
             began = time.monotonic()
@@ -262,7 +233,7 @@ class _Run:
                     f"left of {stage.name}, {kept.updates} to {kept.end}: give 1, "
                     "and set it back in the next stage"
                 )
-            self.lines.rewind(stage.name, kept.updates)
+            self.callbacks.on_start(stage.name, kept.updates)
             loop = Loop(
                 training,
                 stage,
@@ -270,14 +241,14 @@ class _Run:
                 kept.updates,
                 facts,
                 self.options,
-                self.lines,
+                self.callbacks,
                 self.progress,
             )
             released = self.setup.config.teacher.released
             made = {"teacher": before[1].name if before else released or None}
             made["precision"] = self.setup.model.dtype.name
             made["labels"] = getattr(self.setup.dataset, "label_names", ()) or None
-            made |= self._sampler(stage)
+            made |= self.stages.sampler(stage)
             saved = loop.done
             while True:
                 state = loop.check(state)
@@ -301,21 +272,9 @@ class _Run:
             )
             self.progress.say(f"{stage.name}: stopped {kept_at}")
         self.interrupt.check()
-
-    def _sampler(self, stage: Stage) -> dict:
-        """What sampling from a stage's weights takes, to keep beside them."""
-        config = self.setup.config
-        return {
-            "num_steps": stage.num_steps,  # 0: trained for every time
-            "clip": config.eval.clip,
-            "schedule": config.schedule.to_dict(),
-            "model": config.model.to_dict(),
-            "data": {
-                "name": config.data.name,
-                "shape": list(self.setup.dataset.shape),
-                "examples": len(self.setup.dataset),
-            },
-        }
+        if stage.num_steps in self.students and self.callbacks.hear("on_student"):
+            given = self.workdir, self.setup.config, stage, training.name, self.setup
+            self.callbacks.on_student(loading.of_stage(*given))
 
     def _end_where_worse(self, training: Training, stage: Stage) -> None:
         """Ends the ladder at a student that is worse than its teacher, if asked to."""
@@ -341,13 +300,16 @@ class _Run:
             base, ladder = self.setup.trainings[0], self.setup.trainings[-1]
             teacher = self.setup.released  # None for the exact one
             if base is not ladder:
-                teacher = self._weights(base, base.stages[-1])
+                teacher = self.stages.weights(base, base.stages[-1])
             evaluation.prepare(teacher, advance)
         for row in missing:
             params = teacher
             if row.model == "student":
-                params = self._weights(ladder, self.students[row.num_steps])
+                params = self.stages.weights(ladder, self.students[row.num_steps])
             evaluation.measure(row, params, time.monotonic() - began, advance)
+            if processes.is_first():
+                shown = evaluation.kept(row.name)[:GRID]
+                self.callbacks.on_row(evaluation.entry(row), shown)
             self.accounted += time.monotonic() - began
             began = time.monotonic()
 

@@ -54,20 +54,17 @@ def write_whole(path: epath.Path, data: str | bytes) -> None:
 
 
 class JsonLines:
-    """A file of one JSON object a line, appended to.
+    """A file of one JSON object a line, appended to: a callback.
 
     An object store cannot append: there the file is written anew with each `flush`.
     """
 
-    def __init__(self, path: epath.Path, writes: bool = True):
-        """Of the file at `path`, to which only one process of a run `writes`."""
-        self._path, self._writes = path, writes
+    def __init__(self, path: epath.Path):
+        self._path = path
         self._held = list(self.read()) if is_remote(path) else None
 
-    def write(self, entry: dict) -> None:
+    def on_metrics(self, entry: dict) -> None:
         """Appends one entry; OSError where that cannot be done."""
-        if not self._writes:
-            return
         if self._held is not None:
             self._held.append(entry)
             return
@@ -86,10 +83,8 @@ class JsonLines:
             if isinstance(entry, dict) and {"stage", "update"} <= entry.keys():
                 yield entry
 
-    def rewind(self, stage: str, update: int) -> None:
+    def on_start(self, stage: str, update: int) -> None:
         """Forgets a stage's entries after an update, which will be done again."""
-        if not self._writes:
-            return
         kept = [e for e in self.read() if e["stage"] != stage or e["update"] <= update]
         write_whole(self._path, _lines(kept))
         if self._held is not None:
@@ -97,7 +92,7 @@ class JsonLines:
 
     def flush(self) -> None:
         """Sees to it that all entries are in the file."""
-        if self._writes and self._held is not None:
+        if self._held is not None:
             write_whole(self._path, _lines(self._held))
 
 

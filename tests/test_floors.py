@@ -33,11 +33,13 @@ FLOORS = [
         "interrupt",
         "bundle",
         "student",
+        "callbacks",
     },
     {
         "config",
         "recipes",
         "setup",
+        "stages",
         "evaluate",
         "folder",
         "report",
@@ -51,8 +53,10 @@ FLOORS = [
         "memory",
         "loading",
         "sampling",
+        "boards",
     },
     {"train"},
+    {"api"},
     {"main", "bench"},
 ]
 NEIGHBOURS = {
@@ -70,6 +74,7 @@ NEIGHBOURS = {
     "metrics": {"writers"},
     "recipes": {"config"},
     "setup": {"config"},
+    "stages": {"config", "setup"},
     "evaluate": {"setup"},
     "folder": {"config", "evaluate"},
     "report": {"setup", "evaluate"},
@@ -82,6 +87,7 @@ NEIGHBOURS = {
     "command": {"config"},
     "loading": {"config", "evaluate", "setup"},
     "sampling": {"loading", "report"},
+    "boards": {"report"},
 }
 MATHS_LIBRARIES = {"jax", "numpy", "pd_jax"}
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -200,7 +200,7 @@ def test_a_foreign_network(tmp_path):
 
 
 def test_weights_without_names_are_refused(one, tmp_path):
-    for params in ({"a/b": np.ones(2)}, {"a": [np.ones(2)]}, [np.ones(2)], {}):
+    for params in ({"a/b": np.ones(2)}, {"": np.ones(2)}, {"a": [1.0]}, {}):
         with pytest.raises(ValueError, match="weights"):
             dataclasses.replace(one, model=Foreign(), params=params).save(
                 tmp_path / "x"

@@ -343,10 +343,10 @@ def test_a_workdir_in_an_object_store(whole, tmp_path, monkeypatch):
 
     lines = JsonLines(kept / "metrics.jsonl")
     for update in (1, 2, 3):
-        lines.write({"stage": "teacher", "update": update})
+        lines.on_metrics({"stage": "teacher", "update": update})
     lines.flush()
-    lines.rewind("teacher", 2)
-    lines.write({"stage": "teacher", "update": 3})
+    lines.on_start("teacher", 2)
+    lines.on_metrics({"stage": "teacher", "update": 3})
     assert len((kept / "metrics.jsonl").read_text().splitlines()) == 2
     lines.flush()
     assert [e["update"] for e in lines.read()] == [1, 2, 3]

@@ -1,0 +1,228 @@
+"""The ladder for a model that one already has: `pd_jax.distil`."""
+
+import hashlib
+import numbers
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from pd_jax import config as configs
+from pd_jax import loading, names, setup, train
+from pd_jax.config import GIVEN
+from pd_jax.data import Dataset
+from pd_jax.data._stream import Stream
+from pd_jax.denoisers import Function, Model
+from pd_jax.names import Refused
+from pd_jax.student import Student
+
+NUM_REFERENCE = 1000  # examples that samples are compared with
+
+
+def distil(
+    apply: Callable,
+    params: Any,
+    batches: Iterable | Callable[[int], Iterable] | Dataset,
+    workdir: str | os.PathLike,
+    *,
+    output: str = "v",
+    config: ConfigDict | None = None,
+    callbacks: Sequence[object] = (),
+    **keys: Any,
+) -> dict[int, Student]:
+    """Distils a model into students of ever fewer sampling steps.
+
+        students = pd_jax.distil(
+            apply, params, batches, "runs/mine", output="eps", start=32, updates=500,
+            schedule=dict(logsnr_min=-10.0),
+        )
+        images = students[4].sample(jax.random.key(0), 64)
+
+    The run is the command line's. It writes metrics, checkpoints, figures and a report
+    under `workdir`, and the same call goes on where it was stopped; where everything is
+    done it only reads the students.
+
+    Args:
+      apply: the teacher: (params, z [B, ...], level [B], label) -> raw output [B, ...],
+        a function that JAX can trace and differentiate. Label is [B] int32, or None
+        where batches have none. What it is called with, and what its output means,
+        says `output`.
+      params: its weights: any pytree of floating-point arrays; students have the same.
+      batches: what is learnt from: global batches, all of one size, one an update. Each
+        is an array [B, ...] or {"image": [B, ...], "label": [B]}; images are uint8 in
+        0..255, or floating point in [-1, 1]. They come as
+
+        - an iterator, of which a run that goes on takes what comes next;
+        - another iterable, such as a list, which is started over at its end;
+        - a function, called with n for batches from number n of the whole ladder on:
+          with it, a run that goes on ends with the bits of one never stopped;
+        - a `pd_jax.data.Dataset`, such as `InMemory(images)`, likewise.
+
+        In a run of several processes all of them are given the same.
+      workdir: the run's folder; made where missing.
+      output: the convention of `apply`: "x", "eps", "v" or "both" where it is called
+        with (z, logsnr); "ddpm", "edm" or "flow" (docs/foreign_teachers.md).
+      config: in place of the defaults, `pd_jax.config.default("given", "given")`,
+        changed.
+      callbacks: functions or objects to be told what happens (`pd_jax.callbacks`).
+      **keys: a config's keys: those of section `ladder` by themselves (start, end,
+        factor, updates, learning_rate, ema, ...; pd_jax/config.py has all of them);
+        seed and precision; and sections `schedule`, `eval` and `run`, with a dict of
+        those keys of theirs that change. `start` has no default. `batch` is the size
+        of the batches, by default. Unless said otherwise, 1000 samples a row are
+        compared with the first 1000 examples, for the teacher at `start` and at each
+        student's steps.
+
+    Returns:
+      The students by their number of steps, the most first, with their metrics.
+
+    Raises:
+      Refused: (a ValueError) for what cannot work, before anything is written; for a
+        folder of another run, other weights included; where batches end too soon.
+      Diverged, Interrupted: as `pd_jax.train.run`; checkpoints are kept.
+    """
+    began = time.monotonic()
+    if threading.current_thread() is not threading.main_thread():
+        raise Refused("distil catches signals, so it runs in the main thread only")
+    weights = _weights(params)
+    try:
+        config = _config(config, output, keys)
+        config.teacher.released = _digest(weights)
+        dataset = batches
+        if not isinstance(batches, Dataset):
+            dataset = _stream(batches, config, "batch" in keys)
+        classes = max(2, dataset.num_classes) if dataset.num_classes else 0
+        teacher = Model(Function(apply, classes), output), weights
+        built = setup.build(config, dataset, teacher)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    _try_out(built, weights)
+    name = pathlib.PurePath(os.path.abspath(workdir)).name
+    report = train.run(config, workdir, name, began, built, callbacks)
+    return _students(built, epath.Path(workdir), report)
+
+
+def _weights(params: Any) -> Any:
+    """The weights on the host, in float32; Refused for what is no array of numbers."""
+
+    def one(path, leaf):
+        where = f"params{jax.tree_util.keystr(path)}"
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(kind, jnp.floating):
+            raise Refused(
+                f"{where} is {kind}: give floating-point arrays only; what else the "
+                "model needs, the function can hold itself"
+            )
+        leaf = np.asarray(leaf).astype(np.float32)
+        if not np.isfinite(leaf).all():
+            raise Refused(f"{where} has values that are not finite")
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _digest(weights: Any) -> str:
+    """What tells these weights from others: a run goes on with its own only."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
+        digest.update(leaf.tobytes())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _config(config: ConfigDict | None, output: str, keys: dict) -> ConfigDict:
+    """The whole config; ValueError names the key at fault."""
+    given = config is not None
+    config = config if given else configs.default(GIVEN, GIVEN)
+    if {config.data.name, config.model.name} != {GIVEN}:
+        raise ValueError('config: begin with pd_jax.config.default("given", "given")')
+    config = config.copy_and_resolve_references()
+    config.model.output = output
+    sections = ("schedule", "eval", "run")
+    known = [*sections, "seed", "precision", *config.ladder]
+    for key, value in keys.items():
+        names.check(key, known, "argument")
+        if key in config.ladder:
+            _set(config.ladder, f"argument {key}", key, value)
+        elif key not in sections:
+            _set(config, f"argument {key}", key, value)
+        elif not isinstance(value, dict):
+            raise ValueError(f"{key}={value!r}: give a dict of keys of that section")
+    if not given:
+        counts = configs.student_stages(config)
+        start = config.ladder.start
+        config.eval.teacher_steps = (start, *(s.num_steps for s in counts))
+        config.eval.reference_steps = max(256, 4 * start)
+        config.eval.num_samples = NUM_REFERENCE
+    for section in sections:
+        for key, value in keys.get(section, {}).items():
+            names.check(key, config[section], f"key of {section}")
+            _set(config[section], f"{section}.{key}", key, value)
+    if config.precision == "bfloat16" or config.ladder.dropout:
+        raise ValueError(
+            "precision and dropout are matters of the function's own: leave them out"
+        )
+    return config
+
+
+def _set(section: ConfigDict, name: str, key: str, value: Any) -> None:
+    """Sets a key, called `name`; a single number serves where several are asked for."""
+    try:
+        if value is None:
+            raise TypeError("give a value, or leave it out")
+        if isinstance(section[key], tuple):
+            value = tuple(value) if isinstance(value, list | tuple) else (value,)
+            if not all(isinstance(one, numbers.Real) for one in value):
+                raise TypeError("give a number, or several")
+        section[key] = value
+    except TypeError as error:
+        raise ValueError(f"{name}={value!r}: {error}") from error
+
+
+def _stream(source: Any, config: ConfigDict, sized: bool) -> Stream:
+    """The batches as a data set; the config's batch is theirs unless it is `sized`."""
+    if not callable(source) and not isinstance(source, Iterable):
+        raise ValueError(
+            f"batches are {type(source).__name__}: give an iterator, another iterable "
+            "or a function of the number of the first batch"
+        )
+    updates = [stage.updates for stage in configs.student_stages(config)]
+    num = config.eval.num_reference or NUM_REFERENCE
+    stream = Stream(source, updates, num, config.eval.clip)
+    if not sized:
+        config.ladder.batch = stream.size
+    if config.ladder.batch != stream.size:
+        raise ValueError(
+            f"batch={config.ladder.batch}, but the batches hold {stream.size} examples"
+        )
+    return stream
+
+
+def _try_out(built: setup.Setup, weights: Any) -> None:
+    """Traces the teacher once: what is wrong with the function shows here."""
+    batch = built.dataset.take(np.arange(2))
+    z, label = batch["image"], batch.get("label")
+
+    def denoise(weights, z, label):
+        return built.model.denoiser(weights, label)(z, jnp.zeros(len(z)))
+
+    jax.eval_shape(denoise, weights, z, label)
+
+
+def _students(
+    built: setup.Setup, workdir: epath.Path, report: dict
+) -> dict[int, Student]:
+    """The students of a run that is done, which may have ended early."""
+    return {
+        stage.num_steps: loading.of_stage(workdir, built.config, stage, "ladder", built)
+        for stage in built.trainings[-1].stages
+        if stage.name in report["updates"]
+    }

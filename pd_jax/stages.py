@@ -1,0 +1,99 @@
+"""What a run's folder holds of its finished stages: weights and facts, read back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pd_jax import config as configs
+from pd_jax.checkpoint import Damaged, StageCheckpoints
+from pd_jax.ladder import Stage
+from pd_jax.names import Refused
+from pd_jax.setup import Setup, Training
+
+
+class Stages:
+    """The stages of one run, as its folder has them."""
+
+    def __init__(self, setup: Setup, workdir: epath.Path):
+        self._setup, self._workdir = setup, workdir
+
+    def open(self, stage: Stage) -> StageCheckpoints:
+        """A stage's checkpoints, to be closed."""
+        return StageCheckpoints(self._workdir, stage)
+
+    def shapes(self, training: Training, stage: Stage) -> Any:
+        """A stage's state as shapes, on all devices of all processes."""
+        same = NamedSharding(training.step.mesh, PartitionSpec())
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=same),
+            jax.eval_shape(
+                lambda weights: training.method.start(weights, stage),
+                self._setup.shapes,
+            ),
+        )
+
+    def weights(self, training: Training, stage: Stage) -> Any:
+        """A finished stage's weights.
+
+        Raises:
+          Refused: where the stage is not finished, is damaged, or is another run's.
+        """
+
+        def read(kept):
+            self.check(kept)
+            return kept.weights(training.method, self.shapes(training, stage))
+
+        return self._finished(stage, read)
+
+    def facts(self, stage: Stage) -> dict:
+        """What a finished stage's checkpoint says of itself; Refused as `weights`."""
+        return self._finished(stage, StageCheckpoints.facts)
+
+    def sampler(self, stage: Stage) -> dict:
+        """What sampling from a stage's weights takes, to keep beside them."""
+        config = self._setup.config
+        return {
+            "num_steps": stage.num_steps,  # 0: trained for every time
+            "clip": config.eval.clip,
+            "schedule": config.schedule.to_dict(),
+            "model": config.model.to_dict(),
+            "data": {
+                "name": config.data.name,
+                "shape": list(self._setup.dataset.shape),
+                "examples": len(self._setup.dataset),
+            },
+        }
+
+    def check(self, kept: StageCheckpoints) -> None:
+        """Refuses a checkpoint of another network, data set or config."""
+        facts, mine = kept.facts(), self.sampler(kept.stage)
+        theirs = {key: facts.get(key, value) for key, value in mine.items()}
+        changed = configs.differences(theirs, mine)
+        if changed:
+            raise Refused(
+                f"{kept.newest} belongs to another run:\n  "
+                + "\n  ".join(changed)
+                + "\nPut back what was there, or use another folder with --workdir=DIR."
+            )
+
+    def lost(self, stage: Stage, error: Damaged) -> Refused:
+        """The end of a stage that others came from: nothing here can replace it."""
+        return Refused(
+            f"{error}. It is the end of {stage.name}, which others have learnt from or "
+            "were measured with: put that folder back from a copy; or move "
+            f"checkpoints/{stage.name}, the stages after it and evaluation/ out of "
+            f"{self._workdir}, to make them again"
+        )
+
+    def _finished(self, stage: Stage, read: Callable) -> Any:
+        """What `read` finds in a finished stage's checkpoints."""
+        with self.open(stage) as kept:
+            if not kept.finished:
+                raise Refused(f"{self._workdir}: {stage.name} is not finished")
+            try:
+                return read(kept)
+            except Damaged as error:
+                raise self.lost(stage, error) from error

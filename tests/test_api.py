@@ -1,0 +1,439 @@
+"""The ladder for a caller's own model: what it takes, leaves, refuses and tells."""
+
+import dataclasses
+import itertools
+import json
+import sys
+from concurrent import futures
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+import pd_jax
+from pd_jax import boards, processes
+from pd_jax.callbacks import Callbacks
+from pd_jax.config import default
+from pd_jax.data._stream import Stream
+from pd_jax.denoisers import Function, Model
+from pd_jax.names import Refused
+
+SHAPE = (4, 4, 1)
+IMAGES = np.random.default_rng(0).uniform(-1.0, 1.0, (64, *SHAPE)).astype(np.float32)
+LABELS = np.arange(64) % 3
+KEYS = dict(
+    output="flow",
+    start=4,
+    updates=6,
+    eval=dict(num_samples=16, paired_samples=8, reference_steps=8, num_reference=40),
+    run=dict(checkpoint_updates=4, log_updates=2, eval_batch=16, tensorboard=True),
+)
+
+
+def apply(params, z, s, label):
+    """A pytree that is no dict, in a convention with a level of its own."""
+    first, second = params
+    h = z.reshape(z.shape[0], -1) @ first["w"] + s[:, None] + first["labels"][label]
+    return (jnp.tanh(h) @ second).reshape(z.shape)
+
+
+def weights(seed=0):
+    rng = np.random.default_rng(seed)
+    first = {"w": rng.standard_normal((16, 8)) / 4.0, "labels": np.zeros((3, 8))}
+    return [first, jnp.asarray(rng.standard_normal((8, 16)), jnp.bfloat16)]
+
+
+def batches(first):
+    for number in itertools.count(first):
+        rows = (8 * number + np.arange(8)) % 64
+        yield {"image": IMAGES[rows], "label": LABELS[rows]}
+
+
+class Told:
+    def __init__(self, workdir):
+        self.events, self.closed, self.board = [], 0, workdir / "tensorboard"
+
+    def on_start(self, stage, update):
+        self.events.append(("start", stage, update))
+
+    def on_metrics(self, entry):
+        self.events.append(("metrics", entry["stage"], entry["update"]))
+
+    def on_student(self, student):
+        self.events.append(("student", student.num_steps))
+
+    def on_row(self, entry, samples):
+        assert samples.shape == (16, *SHAPE)
+        self.events.append(("row", entry["model"], entry["num_steps"]))
+
+    def flush(self):
+        stage = self.events[-1][1]
+        told = [e[2] for e in self.events if e[:2] == ("metrics", stage)]
+        assert losses(self.board / stage) == told  # before the checkpoint is made
+
+    def close(self):
+        self.closed += 1
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("api") / "mine"
+    told = Told(workdir)
+    students = pd_jax.distil(
+        apply, weights(), batches, workdir, callbacks=[told], **KEYS
+    )
+    return workdir, students, told
+
+
+def test_students_that_sample(whole):
+    workdir, students, _ = whole
+    assert list(students) == [2, 1]
+    report = json.loads((workdir / "report.json").read_text())
+    assert report["config"] == "mine"
+    found = {(r["model"], r["num_steps"]): r["metrics"] for r in report["rows"]}
+    assert set(found) == {(m, n) for m in ("teacher", "student") for n in (2, 1)} | {
+        ("teacher", 4)
+    }
+    structure = jax.tree.structure(weights())
+    for steps, student in students.items():
+        assert student.num_steps == steps
+        assert student.metrics == found["student", steps]
+        assert jax.tree.structure(student.params) == structure
+        images = student.sample(jax.random.key(0), 3, label=2)
+        assert images.shape == (3, *SHAPE)
+        assert images.dtype == np.uint8
+    assert student.num_classes == 3
+
+
+def test_students_in_a_file(whole, tmp_path):
+    student = whole[1][2]
+    student.save(tmp_path / "mine.safetensors")
+    fixed = dataclasses.replace(
+        student, model=Model(Function(lambda params, z, s, label: z[: len(z)], 3), "v")
+    )
+    with pytest.raises(ValueError, match=r"z\.shape\[0\] in place of len\(z\)"):
+        fixed.program()
+    with pytest.raises(Refused, match=r"pd_jax\.load\(path, model="):
+        pd_jax.load(tmp_path / "mine.safetensors")
+
+    def named(params, z, s, label):  # a file has names, and no other structure
+        first, second = params["0"], params["1"]
+        return apply([first, second], z, s, label)
+
+    model = Model(Function(named, 3), "flow")
+    loaded = pd_jax.load(tmp_path / "mine.safetensors", model=model)
+    given = jax.random.key(1), 3
+    np.testing.assert_array_equal(loaded.sample(*given), student.sample(*given))
+    with pytest.raises(Refused, match=r"call pd_jax\.distil as before"):
+        pd_jax.load(whole[0], 2)
+
+
+def test_what_a_callback_is_told(whole):
+    told = whole[2]
+    stage = [("start", "student_2", 0)]
+    stage += [("metrics", "student_2", n) for n in (2, 4, 6)] + [("student", 2)]
+    assert told.events[:5] == stage
+    rows = [e[1:] for e in told.events if e[0] == "row"]
+    assert rows == [("teacher", n) for n in (4, 2, 1)] + [
+        ("student", 2),
+        ("student", 1),
+    ]
+    assert told.closed == 1
+
+
+def test_called_again_it_reads_the_students(whole, capsys):
+    workdir, students, _ = whole
+    again = pd_jax.distil(apply, weights(), batches, workdir, **KEYS)
+    assert "nothing to do" in capsys.readouterr().out
+    for steps, student in students.items():
+        assert student.metrics == again[steps].metrics
+        jax.tree.map(np.testing.assert_array_equal, student.params, again[steps].params)
+
+
+def test_a_folder_is_for_the_weights_that_it_was_made_with(whole):
+    with pytest.raises(Refused, match=r"teacher\.released: sha256:\w+ -> sha256:"):
+        pd_jax.distil(apply, weights(1), batches, whole[0], **KEYS)
+
+
+def events(folder):
+    """TensorBoard's view of a run's files: a later start voids the steps beyond it."""
+    found = []
+    for path in sorted(folder.glob("events*")):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            size = int.from_bytes(content[at : at + 8], "little")
+            event = event_pb2.Event.FromString(content[at + 12 : at + 12 + size])
+            at += size + 16
+            if event.HasField("session_log"):
+                found = [e for e in found if e[1] < event.step]
+            found += [(value.tag, event.step) for value in event.summary.value]
+    return found
+
+
+def losses(folder):
+    return [step for tag, step in events(folder) if tag == "loss"]
+
+
+def test_stopped_and_gone_on_with_the_same_bits(whole, tmp_path):
+    def stop_at(stage, update):
+        def told(entry):
+            if (entry["stage"], entry["update"]) == (stage, update):
+                raise Stop
+
+        return told
+
+    def go(*callbacks):
+        given = apply, weights(), batches, tmp_path / "run"
+        return pd_jax.distil(*given, callbacks=callbacks, **KEYS)
+
+    for stage, update in (("student_2", 6), ("student_1", 2)):
+        with pytest.raises(Stop):
+            go(stop_at(stage, update))
+    told = Told(tmp_path / "run")
+    students = go(told)
+    assert told.events[0] == ("start", "student_1", 0)
+    for steps, student in students.items():
+        jax.tree.map(
+            np.testing.assert_array_equal, student.params, whole[1][steps].params
+        )
+    for workdir in (whole[0], tmp_path / "run"):
+        board = workdir / "tensorboard"
+        for stage in ("student_2", "student_1"):
+            assert losses(board / stage) == [2, 4, 6]
+        rows = events(board / "rows" / "student")
+        assert {("samples", 1), ("frechet_pixels", 2)} <= set(rows)
+        assert len(set(rows)) == len(rows)
+
+
+def test_batches_that_end_too_soon_leave_what_was_made(tmp_path):
+    given = apply, weights(), itertools.islice(batches(0), 11), tmp_path / "run"
+    with pytest.raises(Refused, match="end at number 11, and the ladder takes 12"):
+        pd_jax.distil(*given, **KEYS)
+    assert (tmp_path / "run" / "checkpoints" / "student_2" / "6").is_dir()
+
+
+def no_batches(first):
+    raise AssertionError("read in spite of a mistake")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"updatse": 3}, 'unknown argument "updatse".*Did you mean "updates"'),
+        ({"eval": {"num_sample": 3}}, 'unknown key of eval.*"num_samples"'),
+        ({"eval": 3}, "eval=3: give a dict"),
+        ({"updates": "many"}, "updates"),
+        ({"start": 3}, "power of factor"),
+        ({"start": None}, "argument start=None"),
+        ({"output": "velocity"}, 'unknown output kind "velocity"'),
+        ({"dropout": 0.1}, "dropout"),
+        ({"config": default("digits", "mlp")}, 'default."given", "given".'),
+        ({"callbacks": [3]}, "callback 3: give a function"),
+        ({"batches": 3}, "batches are int"),
+        ({"batches": []}, "not one batch"),
+        ({"batch": 16}, "batch=16, but the batches hold 8"),
+        ({"params": [{"w": np.arange(3)}]}, r"params\[0\]\['w'\] is int"),
+        ({"params": {"w": np.full(3, np.nan)}}, "not finite"),
+        ({"params": {"w": apply}}, "is function: give floating-point arrays"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(changes, words, tmp_path):
+    given = dict(apply=apply, params=weights(), batches=batches) | KEYS | changes
+    with pytest.raises(Refused, match=words):
+        pd_jax.distil(workdir=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_thread_is_refused(tmp_path):
+    with futures.ThreadPoolExecutor() as pool:
+        given = apply, weights(), no_batches, tmp_path / "run"
+        call = pool.submit(pd_jax.distil, *given, **KEYS)
+        with pytest.raises(Refused, match="main thread"):
+            call.result()
+
+
+def test_an_output_of_another_shape_shows_at_once(tmp_path):
+    with pytest.raises(ValueError, match="shape"):
+        pd_jax.distil(
+            lambda params, z, s, label: z[..., :1, 0],
+            weights(),
+            batches,
+            tmp_path / "run",
+            **KEYS,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def take(stream, stage=0, first=0, num=3, part=(0, 1)):
+    found = stream.batches(first * stream.size, stream.size, (0, 1, stage), part)
+    return [batch["image"][:, 0] for batch in itertools.islice(found, num)]
+
+
+def numbered(first=0, end=100):
+    for number in range(first, end):
+        yield np.full((4, 1), number / 100.0, np.float16)
+
+
+def places(found):
+    return [round(100 * float(x[0])) for x in found]
+
+
+def test_an_iterator_goes_on_over_the_stages_and_nothing_of_it_is_lost():
+    stream = Stream(numbered(), updates=(3, 5), num_kept=6)
+    assert len(stream) == 6  # of two batches, which are learnt from all the same
+    assert stream.shape == (1,)
+    # Two more are taken ahead than the stage has updates.
+    assert places(take(stream, stage=0, num=5))[:3] == [0, 1, 2]
+    assert places(take(stream, stage=1, num=5)) == [3, 4, 5, 6, 7]
+    # A run that goes on takes what comes.
+    assert places(take(Stream(numbered(), (3, 5), 4), stage=1, first=2)) == [0, 1, 2]
+
+
+def test_a_function_is_asked_for_the_batches_of_a_place():
+    stream = Stream(numbered, updates=(3, 5), num_kept=4)
+    assert places(take(stream, stage=1, first=2)) == [5, 6, 7]
+    assert places(take(stream, stage=0, first=1, num=2)) == [1, 2]
+
+
+def test_what_is_no_iterator_is_started_over():
+    stream = Stream(list(numbered(end=2)), updates=(5,), num_kept=8)
+    assert places(take(stream, num=5)) == [0, 1, 0, 1, 0]
+
+
+def test_processes_take_their_parts_of_a_batch():
+    rows = np.arange(8, dtype=np.float32)[:, None] / 8.0
+    parts = [take(Stream([rows], (1,), 4), num=1, part=(i, 2))[0] for i in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(parts), rows[:, 0])
+
+
+def test_the_callers_own_arrays_may_change():
+    mine = np.zeros((4, 1), np.float32)
+    (taken,) = take(Stream([mine], (1,), 4), num=1)
+    mine += 1.0
+    assert not taken.any()
+
+
+def test_bytes_become_numbers():
+    stream = Stream([np.array([[0], [255]], np.uint8)], (1,), 2)
+    np.testing.assert_array_equal(stream.take(np.arange(2))["image"], [[-1.0], [1.0]])
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (np.full((4, 1), 2.0), r"go up to 2: scale them to \[-1, 1\]"),
+        (np.full((4, 1), np.inf), "not finite"),
+        (np.zeros((4, 1), int), "images are int64"),
+        (np.zeros(4), r"shape \(4,\)"),
+        ({"x": np.zeros((4, 1))}, "the keys 'x'"),
+        ({"image": np.zeros((4, 1)), "label": np.zeros(4)}, "labels are float64"),
+        ({"image": np.zeros((4, 1)), "label": -np.ones(4, int)}, "negative"),
+    ],
+)
+def test_batches_that_are_none(batch, words):
+    with pytest.raises(Refused, match=words):
+        Stream([batch], (1,), 4)
+
+
+def test_a_smaller_last_batch_is_named():
+    stream = Stream(iter([np.zeros((4, 1)), np.zeros((3, 1))]), (2,), 4)
+    with pytest.raises(Refused, match=r"\(3, 1\).*\(4, 1\).*last, smaller one"):
+        take(stream, num=2)
+
+
+def test_data_without_bounds():
+    assert len(Stream([np.full((4, 1), 2.0)], (1,), 4, bounded=False)) == 4
+
+
+def test_callbacks_are_told_in_order_in_the_first_process_alone(monkeypatch):
+    told = []
+    both = Callbacks(
+        [told.append, SimpleNamespace(on_metrics=lambda e: told.append(1))]
+    )
+    both.on_metrics({"loss": 0.5})
+    both.flush()
+    assert told == [{"loss": 0.5}, 1]
+    assert both.hear("on_metrics")
+    assert not both.hear("on_row")
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    both.on_metrics({})
+    assert len(told) == 2
+
+
+def test_an_event_that_there_is_not():
+    with pytest.raises(Refused, match=r'on_metric\. Did you mean "on_metrics"'):
+        Callbacks([SimpleNamespace(on_metric=print)])
+
+
+class FakeWandb(SimpleNamespace):
+    def __init__(self):
+        super().__init__(opened=[], axes={}, logged=[], ended=0, Image=np.shape)
+
+    def init(self, **given):
+        self.opened.append(given)
+        return self
+
+    def define_metric(self, name, step_metric):
+        self.axes[name] = step_metric
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def finish(self):
+        self.ended += 1
+
+
+def board(tmp_path, **run):
+    config = default("digits", "mlp")
+    config.run.update(run)
+    (found,) = boards.wanted(config, tmp_path, "mine")
+    return found
+
+
+def test_weights_and_biases(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for _ in range(2):  # the second process goes on with the first one's run
+        mine = board(tmp_path, wandb="project")
+        mine.on_start("student_4", 0)
+        mine.on_metrics(
+            {"stage": "student_4", "update": 5, "loss": 0.5, "grad_norm": None}
+        )
+        row = {"model": "student", "num_steps": 4, "metrics": {"kid": 0.1}}
+        mine.on_row(row, np.zeros((3, 8, 8, 1)))
+        mine.close()
+    first, second = fake.opened
+    assert first["id"] == second["id"]
+    assert first["project"] == "project"
+    assert first["name"] == "mine"
+    assert first["config"]["run"]["wandb"] == "project"
+    assert fake.ended == 2
+    assert fake.axes["student_4/*"] == "student_4/update"
+    metrics, row = fake.logged[:2]
+    assert metrics == {"student_4/loss": 0.5, "student_4/update": 5}
+    assert row["rows/student/kid"] == 0.1
+    assert row["rows/student/num_steps"] == 4
+    assert row["rows/student/samples"][2] == 3
+
+
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(Refused, match=r"pip install 'pd_jax\[wandb\]'"):
+        board(tmp_path, wandb="project")
+    assert not list(tmp_path.iterdir())
+
+
+def test_points_are_no_pictures(tmp_path):
+    mine = board(tmp_path, tensorboard=True)
+    mine.on_row(
+        {"model": "teacher", "num_steps": 4, "metrics": {"kid": 0.1}}, np.zeros((3, 2))
+    )
+    mine.close()
+    assert events(tmp_path / "tensorboard" / "rows" / "teacher") == [("kid", 4)]
