@@ -177,6 +177,30 @@ def test_files_that_are_not_there(prepared, tmp_path):
         data.get("tfds", dataset="patches", data_dir=str(tmp_path), size=5)
 
 
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        (0, r"data\.split.*1\.0\.0 cannot be read"),
+        (50_000, r"data\.split.*1\.0\.0 cannot be read"),
+        (2**16, "patches train: record 0 is not a picture; put back, or prepare"),
+        (120_000, r"data\.split.*1\.0\.0 cannot be read"),
+    ],
+)
+def test_a_file_cut_short_is_named(prepared, tmp_path, size, says):
+    folder = tmp_path / "patches" / "1.0.0"
+    shutil.copytree(pathlib.Path(prepared, "patches", "1.0.0"), folder)
+    (file,) = folder.glob("*train*")
+    assert file.stat().st_size == 2**17
+    os.truncate(file, size)
+
+    def read():
+        dataset = data.get("tfds", dataset="patches", data_dir=str(tmp_path), size=5)
+        dataset.take(np.arange(NUM))
+
+    with pytest.raises(ValueError, match=says):
+        read()
+
+
 def test_prepare_says_what_it_needs(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert prepare.main(["--dataset=cifar10"]) == 2
