@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -61,9 +62,12 @@ def builders():
 
 
 def write(folder, file_format="array_record"):
-    builders()["patches"](
-        data_dir=str(folder), file_format=file_format
-    ).download_and_prepare()
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as tempfile.tempdir:  # TFDS leaves folders there
+        builders()["patches"](
+            data_dir=str(folder), file_format=file_format
+        ).download_and_prepare()
+    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +218,7 @@ def test_prepare_gives_flags_that_work(prepared, monkeypatch, capsys, tmp_path):
     assert prepare.main(["--dataset=cifar_10"]) == 2
     assert 'Did you mean "cifar10"' in capsys.readouterr().err
     made = builders()["patches"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # TFDS leaves folders there
     monkeypatch.setattr(tfds, "builder", lambda name, **options: made(**options))
     assert prepare.main(["--dataset=patches", f"--data_dir={tmp_path}"]) == 0
     flags = capsys.readouterr().out.split("--config.data.")[1:]
