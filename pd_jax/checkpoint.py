@@ -12,8 +12,12 @@ Weights may also come from one of the paper's released files: `load_released`.
 """
 
 import contextlib
-import threading
+import os
+import re
+import shutil
+import time
 from collections.abc import Iterator
+from concurrent import futures
 from typing import Any
 
 import flax.traverse_util
@@ -56,19 +60,23 @@ class StageCheckpoints:
         remote = is_remote(workdir)
         self._workdir = workdir if remote else epath.Path(workdir).absolute()
         self._directory = self._workdir / "checkpoints" / stage.name
-        self._unsealed: int | None = None  # what was saved last
-        self._sealing: threading.Thread | None = None
-        if writes and not remote and processes.is_first():
-            # What a kill within a write leaves. The manager would remove it behind our
-            # back, and two of them, one opened after the other, get into each other.
-            for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                unfinished.rmtree()
+        self._writes = writes
+        self._background = futures.ThreadPoolExecutor(1)
+        self._written: futures.Future | None = None  # what was saved last
+        # What a kill within a write leaves. The manager would remove it behind our
+        # back, and two of them, one opened after the other, get into each other.
+        self._remove_unfinished()
         self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=2,
                 create=writes,
                 cleanup_tmp_directories=remote and writes,
+                # Made in the background, a folder that cannot be made leaves all that
+                # would write into it waiting for minutes.
+                async_options=ocp.options.AsyncOptions(
+                    create_directories_asynchronously=remote
+                ),
             ),
             item_names=("state", "facts"),
         )
@@ -77,36 +85,58 @@ class StageCheckpoints:
         return self
 
     def __exit__(self, *error) -> None:
-        with self._writing():
-            self._manager.close()
-            self._seal()
+        try:
             self._wait()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        # Each of the manager's threads that failed ends its closing, once.
+        for _ in range(4):
+            with contextlib.suppress(Exception):
+                self._manager.close()
+                break
+        self._background.shutdown()
+        self._remove_unfinished()  # what failed takes room on a disk that has none
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a write that was not ended has left."""
+        if not self._writes or is_remote(self._directory) or not processes.is_first():
+            return
+        for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+            for _ in range(20):  # parts of a write that failed may still be going on
+                with contextlib.suppress(OSError):
+                    unfinished.rmtree()
+                    break
+                time.sleep(0.1)
 
     @property
     def newest(self) -> epath.Path:
         """Folder of the newest checkpoint."""
         return self._directory / str(self.updates)
 
-    def _seal(self) -> None:
-        """Begins to seal what was saved last, now that it is written."""
-        self._wait()
-        update, self._unsealed = self._unsealed, None
-        # Object stores have checksums of their own.
-        if update is None or is_remote(self._directory) or not processes.is_first():
-            return
-        place = self._directory / str(update)
+    def _wait(self) -> None:
+        """Waits until what was saved is written and sealed; OSError where it is not."""
+        written, self._written = self._written, None
+        if written is not None:
+            with self._writing():
+                written.result()
 
-        def run():
+    def check(self) -> None:
+        """OSError where what was saved could not be written, as far as is known."""
+        if self._written is not None and self._written.done():
+            self._wait()
+
+    def _finish(self, update: int) -> None:
+        """In the background: sees what was saved written, and seals it."""
+        self._manager.wait_until_finished()
+        self._seal(self._directory / str(update))
+
+    def _seal(self, place: epath.Path) -> None:
+        # Object stores have checksums of their own.
+        if not is_remote(place) and processes.is_first():
             with contextlib.suppress(OSError):  # a disk that is full says so elsewhere
                 seal.make(place)
-
-        self._sealing = threading.Thread(target=run)
-        self._sealing.start()
-
-    def _wait(self) -> None:
-        if self._sealing is not None:
-            self._sealing.join()
-            self._sealing = None
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -114,11 +144,13 @@ class StageCheckpoints:
         try:
             yield
         except Exception as error:
-            cause = files.brief(error)
-            raise OSError(
-                f"{self._directory}: checkpoint not written ({cause}); the ones before "
-                "are kept, and the same command goes on from there"
-            ) from error
+            raise self._not_written(_cause(error)) from error
+
+    def _not_written(self, cause: str) -> OSError:
+        return OSError(
+            f"{self._directory}: checkpoint not written ({cause}); the ones before "
+            "are kept, and the same command goes on from there"
+        )
 
     @property
     def updates(self) -> int:
@@ -151,18 +183,30 @@ class StageCheckpoints:
         Raises:
           OSError: where this one, or the one before, could not be written.
         """
-        if not is_remote(self._directory) and not self._directory.exists():
-            # Which the storage library would make anew, without the rest of the run.
-            raise OSError(f"{self._directory}: gone; put it back, or begin again")
-        content = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(_bare(state)),
+        content = _bare(state)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(content))
+        self._wait()
+        processes.agree(lambda: self._check_place(size))
+        args = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(content),
             facts=ocp.args.JsonSave({"format": FORMAT, **facts}),
         )
+        update = int(state.step)
         with self._writing():
-            self._manager.wait_until_finished()
-            self._seal()
-            self._manager.save(int(state.step), args=content)
-            self._unsealed = int(state.step)
+            self._manager.save(update, args=args)
+        self._written = self._background.submit(self._finish, update)
+
+    def _check_place(self, size: int) -> None:
+        """OSError where there is no folder, or no room for so many bytes."""
+        if is_remote(self._directory):
+            return
+        if not self._directory.exists():
+            # Which the storage library would make anew, without the rest of the run.
+            raise OSError(f"{self._directory}: gone; put it back, or begin again")
+        free = shutil.disk_usage(self._directory).free
+        if free < size:
+            mb = f"it takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
+            raise self._not_written(f"no room: {mb}")
 
     def restore(self, like: Any) -> tuple[Any, dict]:
         """The newest checkpoint.
@@ -177,14 +221,19 @@ class StageCheckpoints:
           Damaged: where its files are not what was written.
           Refused: where it is of another format.
         """
-        self._checked(self._read(facts=ocp.args.JsonRestore()).facts)
-        found = self.damage()
-        if found:
-            raise Damaged(f"{self.newest} is damaged ({found})")
-        like = _bare(like)
+        facts = self.facts()
+        self._refuse(self.damage())
+        like, state, wrong = _bare(like), None, None
         as_asked = ocp.args.PyTreeRestore(like, jax.tree.map(_as_asked, like))
-        kept = self._read(state=as_asked, facts=ocp.args.JsonRestore())
-        return kept.state, kept.facts
+        try:
+            args = ocp.args.Composite(state=as_asked)
+            state = self._manager.restore(self.updates, args=args).state
+        except Exception as error:  # whatever a damaged file leads to
+            wrong = files.brief(error)
+        self._refuse(processes.tell(wrong))
+        if self._writes and not seal.made(self.newest):
+            self._seal(self.newest)  # its writer was killed before it came to that
+        return state, facts
 
     def weights(self, method: Any, like: Any) -> dict:
         """What a finished stage hands over, and nothing else of its state.
@@ -202,7 +251,8 @@ class StageCheckpoints:
 
     def damage(self) -> str | None:
         """What is wrong with the newest checkpoint's files, where that is known."""
-        return processes.agree(lambda: seal.damage(self.newest))
+        # Every process reads all of them, each by its own way to the storage.
+        return processes.tell(seal.damage(self.newest))
 
     def set_aside(self) -> epath.Path:
         """Moves the newest checkpoint out of the way; returns where it is now."""
@@ -222,24 +272,32 @@ class StageCheckpoints:
 
     def facts(self) -> dict:
         """What the newest checkpoint says of itself; as for `restore`."""
-        return self._checked(self._read(facts=ocp.args.JsonRestore()).facts)
 
-    def _read(self, **items) -> Any:
-        try:
-            return self._manager.restore(self.updates, args=ocp.args.Composite(**items))
-        except Exception as error:  # whatever a damaged file leads to
-            cause = files.brief(error)
-            raise Damaged(f"{self.newest} is damaged ({cause})") from error
+        def read():
+            try:
+                return files.read_json(self.newest / "facts" / "metadata"), None
+            except (ValueError, OSError) as error:
+                return {}, files.brief(error)
 
-    def _checked(self, facts: dict) -> dict:
-        found = facts.get("format")
-        if found != FORMAT:
+        facts, wrong = processes.agree(read)
+        self._refuse(wrong)
+        if facts.get("format") != FORMAT:
             raise Refused(
-                f"{self.newest}: checkpoint format {found}, and this version of pd_jax "
-                f"reads {FORMAT}: go on with the version that wrote it, or use another "
-                "folder with --workdir=DIR"
+                f"{self.newest}: checkpoint format {facts.get('format')}, and this "
+                f"version of pd_jax reads {FORMAT}: go on with the version that wrote "
+                "it, or use another folder with --workdir=DIR"
             )
         return facts
+
+    def _refuse(self, wrong: str | None) -> None:
+        if wrong:
+            raise Damaged(f"{self.newest} is damaged ({wrong})")
+
+
+def _cause(error: Exception) -> str:
+    """What the system said, where the storage library hands that on among more."""
+    number = re.search(r"os_error_code=\W*(\d+)", str(error))
+    return os.strerror(int(number[1])) if number else files.brief(error)
 
 
 def _bare(state):

@@ -23,13 +23,14 @@ def make(folder: epath.Path) -> None:
     (folder / NAME).write_text(json.dumps(sums))
 
 
+def made(folder: epath.Path) -> bool:
+    """Whether there is a seal that can be read."""
+    return _sums(folder) is not None
+
+
 def damage(folder: epath.Path) -> str | None:
     """What is not as it was sealed; None where all is, or no seal is to be read."""
-    try:
-        sums = files.read_json(folder / NAME)
-    except (ValueError, OSError):
-        return None
-    for name, kept in sums.items():
+    for name, kept in (_sums(folder) or {}).items():
         try:
             found = _sum(folder / name)
         except OSError as error:
@@ -37,6 +38,13 @@ def damage(folder: epath.Path) -> str | None:
         if found != kept:
             return f"{name}: {found[0]} bytes, not the {kept[0]} that were written"
     return None
+
+
+def _sums(folder: epath.Path) -> dict | None:
+    try:
+        return files.read_json(folder / NAME)
+    except (ValueError, OSError):
+        return None
 
 
 def _names(folder: epath.Path) -> list[str]:

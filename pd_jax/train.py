@@ -251,6 +251,7 @@ class _Run:
             made |= self.stages.sampler(stage)
             saved = loop.done
             while True:
+                kept.check()
                 state = loop.check(state)
                 # The signal is looked at once a round: what ends a stage is saved.
                 ends = self.interrupt.asked() or loop.done == loop.end

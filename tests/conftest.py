@@ -1,6 +1,8 @@
 """Four fake devices, and no silent broadcasting, in every test."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -13,9 +15,12 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What two tests compile alike, they compile once, and the processes that they start.
-CACHE = os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="pd_jax_tests_")
-)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    made = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(
+        prefix="pd_jax_tests_"
+    )
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -2,11 +2,14 @@
 
     python -m tests.soak [SECONDS]
 
-For each process, prints how its resident memory and its open files grew per 1000
-updates (a straight line through what was seen after its first quarter), and for each
-run that came to its end, the temporary files that are left in its folder.
+For each stage that a process was seen in for `LONG` updates or more, prints how its
+resident memory and its open files grew per 1000 updates: a straight line through what
+was seen after the first third, in which programs are compiled and pools fill up. After
+each process, names the temporary files that it left in the system's folder for them;
+after each run that came to its end, those in its own folder.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -16,93 +19,114 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
 ARGUMENTS = [
     f"--config={ROOT}/configs/digits.py:smoke",
-    "--config.teacher.updates=4000",
-    "--config.ladder.updates=2000",
-    "--config.run.checkpoint_updates=200",
+    "--config.teacher.updates=30000",
+    "--config.ladder.updates=10000",
+    "--config.run.checkpoint_updates=500",
     "--config.run.log_updates=50",
 ]
-LIFE = 20.0, 60.0  # seconds, of processes that are killed
+LIFE = 30.0, 180.0  # seconds, of processes that are killed
 EVERY = 0.25  # seconds
+LONG = 4000  # updates
 
 
-def done(workdir: pathlib.Path) -> int:
-    """Updates done, of all stages."""
-    reached = {}
-    path = workdir / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # being written
-            continue
-        reached[entry["stage"]] = entry["update"]
-    return sum(reached.values())
+class Seen(NamedTuple):
+    """A process at one moment."""
+
+    stage: str
+    update: int
+    megabytes: float
+    files: int
 
 
-def look(pid: int) -> tuple[float, int]:
-    """A process's resident memory in MB, and its open files."""
+def look(pid: int, workdir: pathlib.Path) -> Seen:
+    """Looks at a process; OSError or LookupError where it has not begun, or ended."""
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
     size = int(status.partition("VmRSS:")[2].split()[0])
-    return size / 1e3, len(os.listdir(f"/proc/{pid}/fd"))
+    with open(workdir / "metrics.jsonl", "rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - 2000, 0))
+        *_, last, _ = file.read().split(b"\n")  # what follows the last end is unwritten
+    entry = json.loads(last)
+    files = len(os.listdir(f"/proc/{pid}/fd"))
+    return Seen(entry["stage"], entry["update"], size / 1e3, files)
 
 
-def live(workdir: pathlib.Path, seconds: float) -> tuple[np.ndarray, bool]:
-    """One process: [n, 3] of updates, MB and files; and whether it came to its end."""
+def live(workdir: pathlib.Path, temporary: pathlib.Path, seconds: float):
+    """One process: all that was seen of it, and whether it came to its end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pd_jax.main", *ARGUMENTS, f"--workdir={workdir}"],
         cwd=ROOT,
+        env={
+            **os.environ,
+            "TMPDIR": str(temporary),
+            "JAX_COMPILATION_CACHE_DIR": str(temporary.with_name("compiled")),
+        },
         stdout=subprocess.DEVNULL,
     )
     seen, until = [], time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < until:
-        try:
-            seen.append((done(workdir), *look(process.pid)))
-        except (OSError, IndexError):  # it has just ended
-            break
+        with contextlib.suppress(OSError, LookupError, ValueError):
+            seen.append(look(process.pid, workdir))
         time.sleep(EVERY)
     if process.poll() is None:
         process.send_signal(signal.SIGKILL)
     code = process.wait()
     assert code in (0, -signal.SIGKILL), code
-    return np.array(seen, float), code == 0
+    return seen, code == 0
 
 
-def slopes(seen: np.ndarray) -> np.ndarray | None:
-    """Growth of MB and files per 1000 updates."""
-    seen = seen[len(seen) // 4 :]
-    if len(seen) < 8 or np.ptp(seen[:, 0]) < 500:
+def slopes(seen: list[Seen]) -> np.ndarray | None:
+    """Growth of MB and files per 1000 updates, within one stage."""
+    seen = seen[len(seen) // 3 :]
+    values = np.array([s[1:] for s in seen], float).reshape(-1, 3)
+    if len(values) < 8 or np.ptp(values[:, 0]) < LONG * 2 / 3:
         return None
-    return 1000.0 * np.polyfit(seen[:, 0], seen[:, 1:], 1)[0]
+    return 1000.0 * np.polyfit(values[:, 0], values[:, 1:], 1)[0]
 
 
 def main(seconds: float) -> None:
     rng, until = random.Random(0), time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
-        run, found = 0, []
+        temporary = pathlib.Path(folder) / "tmp"
+        temporary.mkdir()
+        run, kills, left_over, found = 0, 0, 0, []
         while (left := until - time.monotonic()) > 0:
             workdir = pathlib.Path(folder) / str(run)
-            seen, ended = live(workdir, min(left, rng.uniform(*LIFE)))
-            grown = slopes(seen)
-            if grown is not None:
+            seen, ended = live(workdir, temporary, min(left, rng.uniform(*LIFE)))
+            kills += not ended
+            for stage in dict.fromkeys(s.stage for s in seen):
+                here = [s for s in seen if s.stage == stage]
+                grown = slopes(here)
+                if grown is None:
+                    continue
                 found.append(grown)
+                first, last = here[0], here[-1]
                 print(
-                    f"run {run}, {np.ptp(seen[:, 0]):.0f} updates seen: "
-                    f"{seen[-1, 1]:.0f} MB, {grown[0]:+.2f} MB per 1000 updates; "
-                    f"{seen[-1, 2]:.0f} files, {grown[1]:+.3f} per 1000 updates",
+                    f"run {run}, {stage} {first.update} to {last.update}: "
+                    f"{last.megabytes:.0f} MB, {grown[0]:+.2f} MB per 1000 updates; "
+                    f"{last.files} files, {grown[1]:+.3f} per 1000 updates",
                     flush=True,
                 )
+            tmp = sorted(p.name for p in temporary.iterdir())
             if ended:
-                tmp = [str(p.relative_to(workdir)) for p in workdir.rglob("*tmp*")]
-                print(f"run {run} complete; temporary files left: {tmp}", flush=True)
+                tmp += [str(p.relative_to(workdir)) for p in workdir.rglob("*tmp*")]
                 run += 1
+            left_over += len(tmp)
+            how = "complete" if ended else "killed"
+            print(f"run {workdir.name} {how}; temporary files left: {tmp}", flush=True)
+        print(f"{kills} kills, {run} complete runs, {left_over} temporary files left")
         if found:
             memory, files = np.median(found, axis=0)
-            print(f"median: {memory:+.2f} MB, {files:+.3f} files per 1000 updates")
+            print(
+                f"median of {len(found)} stages: {memory:+.2f} MB, {files:+.3f} files "
+                "per 1000 updates"
+            )
 
 
 if __name__ == "__main__":

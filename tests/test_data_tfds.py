@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -61,9 +62,12 @@ def builders():
 
 
 def write(folder, file_format="array_record"):
-    builders()["patches"](
-        data_dir=str(folder), file_format=file_format
-    ).download_and_prepare()
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as tempfile.tempdir:  # TFDS leaves folders there
+        builders()["patches"](
+            data_dir=str(folder), file_format=file_format
+        ).download_and_prepare()
+    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +181,30 @@ def test_files_that_are_not_there(prepared, tmp_path):
         data.get("tfds", dataset="patches", data_dir=str(tmp_path), size=5)
 
 
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        (0, r"data\.split.*1\.0\.0 cannot be read"),
+        (50_000, r"data\.split.*1\.0\.0 cannot be read"),
+        (2**16, "patches train: record 0 is not a picture; put back, or prepare"),
+        (120_000, r"data\.split.*1\.0\.0 cannot be read"),
+    ],
+)
+def test_a_file_cut_short_is_named(prepared, tmp_path, size, says):
+    folder = tmp_path / "patches" / "1.0.0"
+    shutil.copytree(pathlib.Path(prepared, "patches", "1.0.0"), folder)
+    (file,) = folder.glob("*train*")
+    assert file.stat().st_size == 2**17
+    os.truncate(file, size)
+
+    def read():
+        dataset = data.get("tfds", dataset="patches", data_dir=str(tmp_path), size=5)
+        dataset.take(np.arange(NUM))
+
+    with pytest.raises(ValueError, match=says):
+        read()
+
+
 def test_prepare_says_what_it_needs(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert prepare.main(["--dataset=cifar10"]) == 2
@@ -190,6 +218,7 @@ def test_prepare_gives_flags_that_work(prepared, monkeypatch, capsys, tmp_path):
     assert prepare.main(["--dataset=cifar_10"]) == 2
     assert 'Did you mean "cifar10"' in capsys.readouterr().err
     made = builders()["patches"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # TFDS leaves folders there
     monkeypatch.setattr(tfds, "builder", lambda name, **options: made(**options))
     assert prepare.main(["--dataset=patches", f"--data_dir={tmp_path}"]) == 0
     flags = capsys.readouterr().out.split("--config.data.")[1:]

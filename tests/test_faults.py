@@ -1,7 +1,9 @@
 """Faults within a run: numbers, disks, memory, and students that are worse."""
 
 import json
+import resource
 import shutil
+import subprocess
 
 import jax
 import numpy as np
@@ -86,20 +88,39 @@ def out_of_the_way(workdir):
     (workdir / "metrics.jsonl").rmdir()
 
 
+SOFT, HARD = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+
+def no_long_files(workdir):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, HARD))
+
+
+def long_files(workdir):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SOFT, HARD))
+
+
 DISKS = {
     "not writable": (in_the_way, out_of_the_way, "metrics.jsonl: not written", 15),
     "vanished": (shutil.rmtree, lambda workdir: None, "teacher: gone", 0),
+    "a quota": (no_long_files, long_files, "not written", 10),
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("case", DISKS)
-def test_a_disk_that_fails_loses_nothing_that_was_saved(case, tmp_path, monkeypatch):
-    fail, repair, says, update = DISKS[case]
-    plain, workdir = StageCheckpoints.save, tmp_path / "run"
+def test_a_disk_that_fails_loses_nothing_that_was_saved(
+    case, tmp_path, monkeypatch, capsys
+):
+    loses_nothing(*DISKS[case], tmp_path / "run", monkeypatch)
+
+
+def loses_nothing(fail, repair, says, update, workdir, monkeypatch):
+    """Goes on from `update` where the disk fails as 15 is saved, and is repaired."""
+    plain = StageCheckpoints.save
 
     def save(self, state, facts):
         if int(state.step) == 15:
-            self._manager.wait_until_finished()
+            self._wait()
             fail(workdir)
         plain(self, state, facts)
 
@@ -116,6 +137,57 @@ def test_a_disk_that_fails_loses_nothing_that_was_saved(case, tmp_path, monkeypa
     with pytest.raises(Reached) as reached:
         train.run(tiny(**FEW), workdir, "tiny")
     assert reached.value.args == ("teacher", update)
+
+
+def mount(*arguments):
+    if subprocess.run(["mount", *arguments], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of its own, of 4 MB."""
+    mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path)
+    yield tmp_path
+    subprocess.run(["umount", "--recursive", "--lazy", tmp_path], check=True)
+
+
+def fill_up_to(left):
+    def fill(workdir):
+        room = shutil.disk_usage(workdir).free - left
+        (workdir.parent / "ballast").write_bytes(bytes(room))
+
+    return fill
+
+
+def make_room(workdir):
+    (workdir.parent / "ballast").unlink(missing_ok=True)
+
+
+def write_protect(workdir):
+    folder = workdir / "checkpoints" / "teacher"
+    mount("--bind", folder, folder)
+    mount("-o", "remount,bind,ro", folder)
+
+
+def unprotect(workdir):
+    subprocess.run(["umount", workdir / "checkpoints" / "teacher"], check=True)
+
+
+SMALL_DISKS = {
+    "full": (fill_up_to(0), make_room, "no room: it takes 0.2 MB, and 0.0 MB are"),
+    "full once begun": (fill_up_to(2**16), make_room, "not written .*No space"),
+    "read-only": (write_protect, unprotect, "not written .*Read-only"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("case", SMALL_DISKS)
+def test_a_small_disk_that_fails(case, small_disk, monkeypatch, capsys):
+    if case == "full once begun":  # by others
+        monkeypatch.setattr(StageCheckpoints, "_check_place", lambda *of: None)
+    loses_nothing(*SMALL_DISKS[case], 10, small_disk / "run", monkeypatch)
 
 
 def out_of_memory():

@@ -12,7 +12,9 @@ import time
 
 import numpy as np
 import pytest
+from etils import epath
 
+from pd_jax import seal
 from tests import killed
 from tests.killed import Aim
 
@@ -67,6 +69,11 @@ def start(workdir):
     )
 
 
+def newest(stage):
+    found = (p for p in stage.iterdir() if p.name.isdigit())
+    return max(found, key=lambda p: int(p.name))
+
+
 def weights(workdir):
     """The last checkpoint of every stage, as saved: {stage: [arrays]}."""
     import jax
@@ -79,9 +86,7 @@ def weights(workdir):
 
     found = {}
     for stage in sorted((workdir / "checkpoints").iterdir()):
-        last = max(
-            (p for p in stage.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
-        )
+        last = newest(stage)
         with ocp.StandardCheckpointer() as reader:
             kept = reader.metadata(last / "state").item_metadata
             state = reader.restore(last / "state", jax.tree.map(shape, kept))
@@ -142,7 +147,16 @@ def ends_alike(fork, workdir, undisturbed):
     assert "Traceback" not in printed
     check(workdir, undisturbed)
     assert not list(workdir.rglob("*tmp*"))
+    for last in map(newest, (workdir / "checkpoints").iterdir()):
+        assert seal.made(epath.Path(last))
+        assert seal.damage(epath.Path(last)) is None
     assert "nothing to do" in fork(workdir)[1]
+
+
+def test_twice_the_same_bits(tmp_path, undisturbed, fork):
+    code, printed = fork(tmp_path / "run")
+    assert code == 0, printed
+    check(tmp_path / "run", undisturbed)
 
 
 def test_killed_at_random_moments(tmp_path, undisturbed, fork):
@@ -182,6 +196,33 @@ def test_asked_to_stop(tmp_path, undisturbed, signum):
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert "going on in" in printed
+    mine, theirs = weights(workdir), weights(undisturbed)
+    for stage in theirs:
+        for a, b in zip(mine[stage], theirs[stage]):
+            assert a.tobytes() == b.tobytes(), stage
+
+
+def test_told_to_stop_twice(tmp_path, undisturbed):
+    workdir = tmp_path / "run"
+    moments = ("teacher/[0-9]*", signal.SIGTERM), ("student_4/[0-9]*", signal.SIGINT)
+    for pattern, signum in moments:
+        process = start(workdir)
+        while not list((workdir / "checkpoints").glob(pattern)):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signum)
+        time.sleep(0.05)  # the last checkpoint is being written, or about to be
+        process.send_signal(signum)
+        began = time.monotonic()
+        printed, _ = process.communicate(timeout=30)
+        assert time.monotonic() - began < 5.0
+        # By the signal itself where it was not caught any more.
+        assert process.returncode in (128 + signum, -signum), printed
+        assert "Traceback" not in printed
+    process = start(workdir)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert "damaged" not in printed
     mine, theirs = weights(workdir), weights(undisturbed)
     for stage in theirs:
         for a, b in zip(mine[stage], theirs[stage]):

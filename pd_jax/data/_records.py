@@ -82,6 +82,12 @@ class Records(Dataset):
                 raise Refused(
                     f"{self.source}: record {row} does not decode ({error})"
                 ) from error
+        elif np.shape(image) != self.shape:
+            # Of a file that ends where one of its blocks does, records are empty.
+            raise Refused(
+                f"{self.source}: record {row} is not a picture; put back, or prepare "
+                "again, the files that it is in"
+            )
         if not self.num_classes:
             return {"image": image}
         return {"image": image, "label": np.int32(record["label"])}
