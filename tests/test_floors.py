@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "pd_jax"
 
 FLOORS = [
-    {"__init__", "names"},
+    {"__init__", "names", "console"},
     {
         "schedules",
         "diffusion",
@@ -48,6 +48,7 @@ FLOORS = [
         "preflight",
         "costs",
         "estimate",
+        "announce",
         "command",
         "doubts",
         "memory",
@@ -55,7 +56,7 @@ FLOORS = [
         "sampling",
         "boards",
     },
-    {"train"},
+    {"train", "status"},
     {"api"},
     {"main", "bench"},
 ]
@@ -78,6 +79,7 @@ NEIGHBOURS = {
     "evaluate": {"setup"},
     "folder": {"config", "evaluate"},
     "report": {"setup", "evaluate"},
+    "announce": {"setup", "report"},
     "loop": {"setup"},
     "preflight": {"readings", "setup"},
     "costs": {"setup", "evaluate"},
@@ -140,10 +142,12 @@ def test_files_stay_short(path):
     assert len(path.read_text().splitlines()) <= 400
 
 
-def test_the_package_opens_its_rooms_when_asked():
+def test_the_package_opens_its_rooms_when_asked_and_leaves_devices_alone():
     program = (
-        "import sys, pd_jax; assert 'jax' not in sys.modules; "
+        "import sys, pd_jax, pd_jax.main; assert 'jax' not in sys.modules; "
         "pd_jax.schedules.get('cosine'); pd_jax.arcs.join; pd_jax.samplers.sample; "
+        "import pd_jax.train, pd_jax.status; from jax._src import xla_bridge; "
+        "assert not xla_bridge.backends_are_initialized(); "
         "print(hasattr(pd_jax, 'schedulers'))"
     )
     done = subprocess.run(
