@@ -79,7 +79,7 @@ def run(
         except ValueError as error:
             raise Refused(str(error)) from error
         if finished is not None:
-            console.say(f"{workdir}: everything is done already, nothing to do")
+            console.say(f"everything is done already, nothing to do: {workdir}")
             console.show(report.table(finished["rows"], everything=False))
             return finished
         if new:
