@@ -46,7 +46,7 @@ def row(entry: dict) -> None:
     """Tells a row's figures, to those who want details."""
     figures = ", ".join(f"{k} {v:.4g}" for k, v in entry["metrics"].items())
     console.detail(
-        f"{entry['model']}, {entry['num_steps']} steps: {figures}; "
+        f"{entry['model']}, {entry['num_steps']} step(s): {figures}; "
         f"{entry['seconds']:.1f} s"
     )
 

@@ -25,25 +25,20 @@ Exit codes: 0 done; 1 a file that cannot be read or written, memory that is not 
 or training that diverged; 2 a mistake in what was given; 128 + N stopped by signal N.
 """
 
+import sys
+
+if __name__ == "__main__":
+    from pd_jax.__main__ import entry
+
+    sys.exit(entry())
+
 import time
 
 BEGAN = time.monotonic()  # before the imports, which take seconds
 
-import os
-import signal
-import sys
-
-
-def _stop_at_once(signum, frame) -> None:
-    """Ctrl-C where nothing needs saving, or for the second time."""
-    # Past all clean-up, which threads still at work would turn into noise; what is on
-    # disk is whole at any moment.
-    print("stopped; the same command goes on", file=sys.stderr, flush=True)
-    os._exit(128 + signum)
-
-
 import contextlib
 import logging
+import os
 
 from absl import flags
 
@@ -170,13 +165,6 @@ def _set_level() -> None:
         console.level = console.QUIET if QUIET.value else console.VERBOSE
 
 
-def _pass_over_tasks(report) -> None:
-    """The hook of errors that nobody can catch; some stem from reads that failed."""
-    said = str(report.exc_value)
-    if not said.startswith(("Event loop is closed", "Encountered error while reading")):
-        sys.__unraisablehook__(report)
-
-
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code."""
     # The storage library's tasks report there, at length, what is raised anyway.
@@ -215,18 +203,3 @@ def _ended(error: Exception) -> int:
         processes.leave()
         return error.exit_code
     raise error
-
-
-def entry() -> None:
-    """The command `pd-jax`: `main`, and all that is about a process of its own."""
-    signal.signal(signal.SIGINT, _stop_at_once)
-    sys.unraisablehook = _pass_over_tasks
-    exit_code = main(sys.argv)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if exit_code:
-        os._exit(exit_code)  # all is said: see _stop_at_once
-
-
-if __name__ == "__main__":
-    entry()

@@ -59,6 +59,7 @@ FLOORS = [
     {"train", "status"},
     {"api"},
     {"main", "bench"},
+    {"__main__"},
 ]
 NEIGHBOURS = {
     "arcs": {"schedules", "diffusion"},
@@ -90,6 +91,7 @@ NEIGHBOURS = {
     "loading": {"config", "evaluate", "setup"},
     "sampling": {"loading", "report"},
     "boards": {"report"},
+    "main": {"__main__"},
 }
 MATHS_LIBRARIES = {"jax", "numpy", "pd_jax"}
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

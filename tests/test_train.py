@@ -95,8 +95,8 @@ def test_as_much_is_printed_as_was_asked_for(whole, tmp_path, capsys, monkeypatc
         assert not too_long
     assert said[0].startswith("| steps |")
     assert set(said[0].splitlines()) < set(said[1].splitlines())
-    assert "teacher, 1 steps: frechet_pixels" not in said[1]
-    assert "teacher, 1 steps: frechet_pixels" in said[2]
+    assert "teacher, 1 step(s): frechet_pixels" not in said[1]
+    assert "teacher, 1 step(s): frechet_pixels" in said[2]
 
 
 def files(workdir):
