@@ -163,6 +163,9 @@ def _set_level() -> None:
     console.level = console.NORMAL
     if QUIET.value or VERBOSE.value:
         console.level = console.QUIET if QUIET.value else console.VERBOSE
+    # Libraries' own notes, of slow storage for one.
+    least = logging.WARNING if VERBOSE.value else logging.ERROR
+    logging.getLogger("absl").setLevel(least)
 
 
 def main(argv: list[str]) -> int:
