@@ -153,7 +153,7 @@ def test_the_largest_batch_is_found_by_doubling_and_halving(
 
 
 WRONG = [
-    ((), "--config=configs/NAME.py is missing"),
+    ((), "--config=NAME is missing"),
     ((DIGITS, "--config.ladder.strat=16"), 'Did you mean "ladder.start"'),
     ((DIGITS, "--batch=0"), "--batch=0"),
     ((DIGITS, "--repeats=0"), "--repeats=0"),
