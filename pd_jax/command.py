@@ -1,5 +1,6 @@
 """What the command lines share: a config file, changes to it, and clear refusals."""
 
+import importlib.metadata
 import pathlib
 import re
 import runpy
@@ -9,25 +10,48 @@ import traceback
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pd_jax import config as configs
-from pd_jax import names
+from pd_jax import __version__, names
 from pd_jax.names import Refused
 
-NO_CONFIG = "--config=configs/NAME.py is missing"
-
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with an optional variant: configs/digits.py:smoke"
+    "config", None, "Shipped config's name, or a file; then :VARIANT, if any"
 )
+
+
+def shipped() -> dict[str, pathlib.Path]:
+    """The configs that come with pd_jax: name -> file."""
+    package = pathlib.Path(__file__).parent
+    folder = (
+        package / "configs"
+    )  # where installed; a checkout has it beside the package
+    folder = folder if folder.is_dir() else package.parent / "configs"
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
+
+
+def _no_config() -> Refused:
+    return Refused(
+        f"--config=NAME is missing: a file, or one of {', '.join(shipped())}"
+    )
+
+
+def _resolve(given: str) -> str:
+    """A config as it was given, with the file in place of a shipped one's name."""
+    name, colon, variant = given.partition(":")
+    known = shipped()
+    if pathlib.Path(name).is_file():
+        return given
+    if name in known:
+        return f"{known[name]}{colon}{variant}"
+    raise Refused(
+        f"--config={given}: no such file; give a file's path, or the name of a config "
+        f"that comes with pd_jax: {', '.join(known)}."
+        + names.suggest(pathlib.PurePath(name).stem, known)
+    )
 
 
 def _load(given: str) -> dict:
     """A config file's values, ahead of the flag; Refused says what is off."""
     file, _, variant = given.partition(":")
-    if not pathlib.Path(file).is_file():
-        raise Refused(
-            f"--config={given}: no such file; give one like configs/digits.py, from "
-            "the folder that holds configs/"
-        )
     try:
         get_config = runpy.run_path(file).get("get_config")
     except SyntaxError as error:
@@ -49,7 +73,9 @@ def _load(given: str) -> dict:
             f"{file}: get_config returns {type(values).__name__}; begin with "
             "pd_jax.config.default(data, model), change its keys and return it"
         )
-    return dict(configs.flatten(values))
+    from pd_jax.config import flatten  # late, as it takes a second
+
+    return dict(flatten(values))
 
 
 def _failed(file: str, error: Exception) -> str:
@@ -62,19 +88,22 @@ def _failed(file: str, error: Exception) -> str:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags; Refused says what is wrong with them."""
-    given, keys = None, {}
-    for argument, after in zip(argv, [*argv[1:], None]):
-        if re.fullmatch("--?config", argument):
-            given = after
+    argv, given, keys = list(argv), None, {}
+    for i, argument in enumerate(argv):
+        if re.fullmatch("--?config", argument) and i + 1 < len(argv):
+            given = argv[i + 1]
+            argv[i + 1] = file = _resolve(given)
         elif re.match("--?config=", argument):
             given = argument.split("=", 1)[1]
+            file = _resolve(given)
+            argv[i] = f"--config={file}"
     if given is not None:
-        keys = _load(given)
+        keys = _load(file)
     # Ahead of the flags' own parsing, for one clear line instead of a traceback.
     for argument in argv:
         key = re.match(r"--?config\.([^=\[]*)", argument)
         if key and given is None:
-            raise Refused(NO_CONFIG)
+            raise _no_config()
         if key and key[1] not in keys:
             raise Refused(
                 f"--config.{key[1]}: no such key in {given}."
@@ -91,7 +120,7 @@ def parse(argv: list[str], usage: str) -> list[str]:
 
     Args:
       argv: the program and its arguments.
-      usage: what --help prints, which ends the program.
+      usage: what --help prints; it and --version end the program.
 
     Returns:
       The arguments that are not flags.
@@ -101,6 +130,9 @@ def parse(argv: list[str], usage: str) -> list[str]:
     """
     if "--help" in argv or "-h" in argv:
         print(usage)
+        sys.exit(0)
+    if "--version" in argv:
+        print(f"pd_jax {__version__}, jax {importlib.metadata.version('jax')}")
         sys.exit(0)
     try:
         return _parse(argv)
@@ -117,7 +149,7 @@ def no_more(rest: list[str]) -> None:
 def config() -> ConfigDict:
     """The config that was given; Refused where there is none."""
     if CONFIG.value is None:
-        raise Refused(NO_CONFIG)
+        raise _no_config()
     return CONFIG.value
 
 

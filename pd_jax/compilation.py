@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 import jax
 
+from pd_jax import console
+
 FOLDER = "~/.cache/pd_jax/compiled"
+LEAST_SECONDS = 0.2  # of a compilation that is worth keeping
 
 
 def keep() -> None:
@@ -19,7 +22,7 @@ def keep() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         folder = str(pathlib.Path(FOLDER).expanduser())
         jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
 
 
 @contextlib.contextmanager
@@ -35,3 +38,23 @@ def tracing() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def tell() -> None:
+    """Says, as a detail, what was compiled or read from the cache, and how long."""
+    hits = []
+
+    def note(event: str, **kw) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            hits.append(event)
+
+    def done(event: str, seconds: float, **kw) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            what = "read from the cache" if hits else "compiled"
+            hits.clear()
+            if seconds > LEAST_SECONDS:
+                name = kw.get("fun_name", "a program")
+                console.detail(f"{what}: {name}, {seconds:.1f} s")
+
+    jax.monitoring.register_event_listener(note)
+    jax.monitoring.register_event_duration_secs_listener(done)

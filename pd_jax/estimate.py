@@ -195,7 +195,7 @@ def _chips(costs: Costs, num_chips: int, utilisation: float) -> list[str]:
 def table(
     name: str, costs: Costs, chip_name: str, num_chips: int, utilisation: float
 ) -> str:
-    """Costs for people, within 90 columns.
+    """Costs for people, within 80 columns.
 
     Args:
       name: the config's.

@@ -40,15 +40,18 @@ class Row(NamedTuple):
 
 
 def rows(setup: Setup) -> list[Row]:
-    """The report's rows: the teacher's step counts, and each student's own.
-
-    A teacher that is itself a student has one step count, its own.
-    """
-    counts = setup.config.eval.teacher_steps
-    counts = (setup.teacher_steps,) if setup.teacher_steps else counts
-    teacher = [Row("teacher", n) for n in counts]
+    """The report's rows: the teacher's step counts, and each student's own."""
     students = [stage.num_steps for stage in setup.trainings[-1].stages]
-    most = setup.config.eval.max_steps or max(students)
+    return planned_rows(setup.config.eval, students, setup.teacher_steps)
+
+
+def planned_rows(section: dict, students: list[int], own: int = 0) -> list[Row]:
+    """Rows by the config's section `eval`, the students' step counts and a teacher's.
+
+    A teacher that is itself a student has one step count, its `own`.
+    """
+    teacher = [Row("teacher", n) for n in ([own] if own else section["teacher_steps"])]
+    most = section["max_steps"] or max(students)
     return teacher + [Row("student", n) for n in students if n <= most]
 
 

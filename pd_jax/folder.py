@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 
 from etils import epath
@@ -12,6 +13,14 @@ from pd_jax import files
 from pd_jax.evaluate import check_entry
 from pd_jax.names import Refused
 from pd_jax.writers import is_remote
+
+
+def path(workdir: str | os.PathLike) -> epath.Path:
+    """A workdir's path, local or remote; Refused for storage that is not known here."""
+    try:
+        return epath.Path(workdir)
+    except (ImportError, KeyError) as error:  # for what the prefix names
+        raise Refused(f"--workdir={workdir}: no such storage here: {error}") from error
 
 
 def take(
@@ -38,16 +47,23 @@ def take(
         )
     else:
         return None, True
+    finished = report_of(workdir)
+    if finished is None:
+        held.enter_context(_alone(workdir))
+    return finished, False
+
+
+def report_of(workdir: epath.Path) -> dict | None:
+    """A complete run's report; None where there is none that can be read."""
     done = workdir / "report.json"
     try:
         found = files.read_json(done) if done.exists() else {}
         rows = found.get("rows")
         if rows and all(map(check_entry, rows)):
-            return found, False
+            return found
     except (ValueError, AttributeError, TypeError):
         pass  # all that it holds is kept elsewhere: it is made again
-    held.enter_context(_alone(workdir))
-    return None, False
+    return None
 
 
 def make(workdir: epath.Path, held: contextlib.ExitStack) -> None:
@@ -89,6 +105,22 @@ def _alone(workdir: epath.Path) -> Iterator[None]:
                 "another folder with --workdir=DIR"
             ) from error
         yield
+
+
+def in_use(workdir: epath.Path) -> bool | None:
+    """Whether a process holds a folder's lock; None where that cannot be told."""
+    if is_remote(workdir):
+        return None
+    try:
+        with open(workdir / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def _visible(folder: epath.Path) -> list[epath.Path]:

@@ -210,7 +210,7 @@ class Loop:
         if skipped.any():
             first = int(np.argmax(skipped))
             a, b = self._place(numbers[first])["examples"]
-            self._progress.say(
+            self._progress.warn(
                 f"{self._stage.name}: {skipped.sum()} of {len(skipped)} updates "
                 f"skipped; {tell(first)}, with examples {a} to {b} of the data's order"
             )

@@ -1,49 +1,49 @@
 """The command line: flags and one call.
 
-    python -m pd_jax.main --config=configs/digits.py[:VARIANT]
-        [--workdir=DIR] [--mode=run] [--config.KEY=VALUE ...]
-        [--distributed=auto]
-    python -m pd_jax.main --config=configs/digits.py --mode=estimate [--chip=v5e]
-        [--num_chips=8] [--utilisation=0.4] [--compile]
-    python -m pd_jax.main --mode=export --workdir=DIR [--num_steps=4]
-    python -m pd_jax.main --mode=sample --from=BUNDLE_OR_WORKDIR --num=64
+    pd-jax --config=CONFIG[:VARIANT] [--workdir=DIR] [--mode=run]
+        [--config.KEY=VALUE ...] [--distributed=auto] [--quiet | --verbose]
+    pd-jax --config=CONFIG --mode=estimate [--chip=v5e] [--num_chips=8]
+        [--utilisation=0.4] [--compile]
+    pd-jax --mode=status --workdir=DIR
+    pd-jax --mode=export --workdir=DIR [--num_steps=4]
+    pd-jax --mode=sample --from=BUNDLE_OR_WORKDIR --num=64
         --out=NAME.png|NAME.npz|FOLDER [--label=3] [--seed=0] [--num_steps=4]
         [--sampler=ddim]
+    pd-jax --version
 
-Mode `run` does whatever a run still lacks; `estimate` says what one would take, without
-the data, and writes nothing; `export` writes each finished student as one file, below
-DIR/students; `sample` draws samples of a student.
+CONFIG is a file, or the name of a config that comes with pd_jax, such as digits. Mode
+`run` does whatever a run still lacks; `estimate` says what one would take, without the
+data, and writes nothing; `status` says where a run is, and only reads; `export` writes
+each finished student as one file, below DIR/students; `sample` draws samples of a
+student.
+
+--quiet: nothing but errors, warnings and the last table; --verbose: also what is
+compiled and saved, each row's figures, devices and versions.
+`python -m pd_jax.main` is the same command.
 
 Exit codes: 0 done; 1 a file that cannot be read or written, memory that is not enough,
 or training that diverged; 2 a mistake in what was given; 128 + N stopped by signal N.
 """
 
+import sys
+
+if __name__ == "__main__":
+    from pd_jax.__main__ import entry
+
+    sys.exit(entry())
+
 import time
 
 BEGAN = time.monotonic()  # before the imports, which take seconds
 
-import os
-import signal
-import sys
-
-
-def _stop_at_once(signum, frame) -> None:
-    """Ctrl-C where nothing needs saving, or for the second time."""
-    # Past all clean-up, which threads still at work would turn into noise; what is on
-    # disk is whole at any moment.
-    print("stopped; the same command goes on", file=sys.stderr, flush=True)
-    os._exit(128 + signum)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, _stop_at_once)
-
 import contextlib
 import logging
+import os
 
 from absl import flags
 
-from pd_jax import command, names
+# The others take seconds, for which neither --help nor a slip of the pen should wait.
+from pd_jax import command, console, names
 from pd_jax.names import Refused
 
 DISTRIBUTED = flags.DEFINE_string(
@@ -51,6 +51,8 @@ DISTRIBUTED = flags.DEFINE_string(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME")
 MODE = flags.DEFINE_string("mode", "run", "What to do: see the top of this help")
+QUIET = flags.DEFINE_bool("quiet", False, "Errors, warnings and the last table only")
+VERBOSE = flags.DEFINE_bool("verbose", False, "Details too")
 # What an estimate is for; a run uses the machine that it is on.
 CHIP = flags.DEFINE_string("chip", "v5e", "Accelerator to estimate for")
 NUM_CHIPS = flags.DEFINE_integer("num_chips", 8, "How many share the batch")
@@ -83,6 +85,8 @@ def _run() -> None:
     except ValueError as error:
         raise Refused(str(error)) from error
     compilation.keep()
+    if console.level >= console.VERBOSE:
+        compilation.tell()
     with open(os.devnull, "w") as nowhere:
         # What all processes would say alike, one says.
         out = sys.stdout if processes.is_first() else nowhere
@@ -134,22 +138,38 @@ def _sample() -> None:
     )
 
 
-MODES = {"run": _run, "estimate": _estimate, "export": _export, "sample": _sample}
+def _status() -> None:
+    """Mode `status`: where a run is."""
+    from pd_jax import status
+
+    if WORKDIR.value is None and command.CONFIG.value is None:
+        raise Refused("--mode=status needs the run's folder: --workdir=DIR")
+    status.tell(status.read(_workdir()))
 
 
-def _pass_over_tasks(report) -> None:
-    """The hook of errors that nobody can catch; some stem from reads that failed."""
-    said = str(report.exc_value)
-    if not said.startswith(("Event loop is closed", "Encountered error while reading")):
-        sys.__unraisablehook__(report)
+MODES = {
+    "run": _run,
+    "estimate": _estimate,
+    "status": _status,
+    "export": _export,
+    "sample": _sample,
+}
+
+
+def _set_level() -> None:
+    """How much is printed, by the flags."""
+    if QUIET.value and VERBOSE.value:
+        raise Refused("--quiet and --verbose: give one of them")
+    console.level = console.NORMAL
+    if QUIET.value or VERBOSE.value:
+        console.level = console.QUIET if QUIET.value else console.VERBOSE
+    # Libraries' own notes, of slow storage for one.
+    least = logging.WARNING if VERBOSE.value else logging.ERROR
+    logging.getLogger("absl").setLevel(least)
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit code."""
-    from pd_jax import processes
-    from pd_jax.interrupt import Interrupted
-    from pd_jax.loop import Diverged
-
     # The storage library's tasks report there, at length, what is raised anyway.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
@@ -159,24 +179,30 @@ def main(argv: list[str]) -> int:
         except ValueError as error:
             raise Refused(str(error)) from error
         command.no_more(rest)
+        _set_level()
         MODES[MODE.value]()
     except Refused as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.error(str(error))
         return 2
-    except (Diverged, MemoryError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (MemoryError, OSError) as error:
+        console.error(str(error))
         return 1
-    except Interrupted as stop:
-        print(f"stopped by {stop}; the same command goes on", file=sys.stderr)
-        processes.leave()
-        return stop.exit_code
+    except Exception as error:
+        return _ended(error)
     return 0
 
 
-if __name__ == "__main__":
-    sys.unraisablehook = _pass_over_tasks
-    exit_code = main(sys.argv)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if exit_code:
-        os._exit(exit_code)  # all is said: see _stop_at_once
+def _ended(error: Exception) -> int:
+    """Says why training ended; returns the exit code. Raises what is unforeseen."""
+    from pd_jax import processes
+    from pd_jax.interrupt import Interrupted
+    from pd_jax.loop import Diverged
+
+    if isinstance(error, Diverged):
+        console.error(str(error))
+        return 1
+    if isinstance(error, Interrupted):
+        print(f"stopped by {error}; the same command goes on", file=sys.stderr)
+        processes.leave()
+        return error.exit_code
+    raise error

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pd_jax import conventions
+from pd_jax import console, conventions
 from pd_jax.conventions import Network
 from pd_jax.names import Refused
 from pd_jax.readings import (
@@ -63,7 +63,7 @@ def try_teacher(setup: Setup) -> None:
     allowed = updates * ladder.batch * ladder.method.forwards // (2 * COST)
     num = min(NUM_EXAMPLES, allowed, len(setup.dataset))
     if num < LEAST_EXAMPLES:
-        print("preflight: left out; it would take as long as so short a ladder")
+        console.say("preflight: left out; it would take as long as so short a ladder")
         return
     rows = np.linspace(0, len(setup.dataset) - 1, num).astype(np.int64)
     batch = setup.dataset.take(rows)
@@ -79,12 +79,12 @@ def try_teacher(setup: Setup) -> None:
         num_samples=num // 8,
         clip=setup.config.eval.clip,
     )
-    print(
+    console.say(
         f"preflight: the teacher's error is {found['score']:.2f} of a Gaussian "
         f"guess's; read in other ways, {found['next_best']:.2f} or more"
     )
     for note in found["notes"]:
-        print(f"preflight: {note}")
+        console.warn(f"preflight: {note}")
 
 
 def check(

@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 
 from pd_jax import (
     __version__,
+    announce,
     boards,
+    console,
     doubts,
     folder,
     loading,
@@ -64,10 +66,7 @@ def run(
       Interrupted: on SIGINT or SIGTERM, with everything saved.
     """
     began = time.monotonic() if began is None else began
-    try:
-        workdir = epath.Path(workdir)
-    except (ImportError, KeyError) as error:  # for what the prefix names
-        raise Refused(f"--workdir={workdir}: no such storage here: {error}") from error
+    workdir = folder.path(workdir)
     with contextlib.ExitStack() as held:
         try:
             finished, new = processes.agree(lambda: folder.take(workdir, config, held))
@@ -80,8 +79,8 @@ def run(
         except ValueError as error:
             raise Refused(str(error)) from error
         if finished is not None:
-            print(f"{workdir}: everything is done already, nothing to do")
-            print(report.table(finished["rows"], everything=False))
+            console.say(f"everything is done already, nothing to do: {workdir}")
+            console.show(report.table(finished["rows"], everything=False))
             return finished
         if new:
             preflight.try_teacher(setup)
@@ -113,7 +112,7 @@ class _Run:
     def all(self) -> dict:
         """Everything, in order; returns the report."""
         done, total, found = self._work()
-        self._hello(found)
+        announce.start(self.name, self.setup, self.workdir, found)
         first = processes.is_first()
         self.progress = Progress(total, done, self.options.log_seconds, shown=first)
         try:
@@ -163,22 +162,6 @@ class _Run:
             found.append(f"{sampled} of {len(rows(self.setup))} rows measured")
         return done, total, found
 
-    def _hello(self, found: list[str]) -> None:
-        devices, setup = jax.devices(), self.setup
-        weights = sum(a.size for a in jax.tree.leaves(setup.shapes))
-        stages = [stage.name for t in setup.trainings for stage in t.stages]
-        count = jax.process_count()
-        spread = f" of {count} processes" if count > 1 else ""
-        print(
-            f"{self.name}: {' -> '.join(stages)}\n"
-            f"{len(setup.dataset)} examples of shape {setup.dataset.shape}, "
-            f"{weights:,} weights, {len(devices)} {devices[0].platform} device(s)"
-            f"{spread}, jax {jax.__version__}\n"
-            f"{'going on in' if found else 'writing to'} {self.workdir}"
-            f"{': ' * bool(found)}{', '.join(found)}",
-            flush=True,
-        )
-
     def _followed(self, stage: Stage) -> bool:
         """Whether later stages or figures have come from a stage."""
         stages = [stage for t in self.setup.trainings for stage in t.stages]
@@ -200,7 +183,7 @@ class _Run:
                     raise self.stages.lost(stage, error) from error
                 moved = kept.set_aside()
                 on = f"from update {kept.updates}" if kept.updates else "from its start"
-                self.progress.say(
+                self.progress.warn(
                     f"{error}; moved to {moved}; {stage.name} goes on {on}"
                 )
         return None
@@ -262,6 +245,7 @@ class _Run:
                     new = {"seconds": seconds, "traces": traces, **made, **loop.facts}
                     kept.save(training.step.everywhere(state), new)
                     saved = loop.done
+                    console.detail(f"{stage.name}: checkpoint at update {saved}")
                 if ends:
                     break
                 state = loop.call(state)
@@ -285,7 +269,7 @@ class _Run:
         self._evaluate([doubts.taught_by(row, setup), row])
         if processes.agree(lambda: doubts.regression(row, setup, self.evaluation)):
             del training.stages[training.stages.index(stage) + 1 :]
-            self.progress.say(f"{stage.name} is worse than its teacher: the last one")
+            self.progress.warn(f"{stage.name} is worse than its teacher: the last one")
 
     def _evaluate(self, wanted: list[Row]) -> None:
         """Measures those rows that are missing."""
@@ -311,6 +295,7 @@ class _Run:
             if processes.is_first():
                 shown = evaluation.kept(row.name)[:GRID]
                 self.callbacks.on_row(evaluation.entry(row), shown)
+                announce.row(evaluation.entry(row))
             self.accounted += time.monotonic() - began
             began = time.monotonic()
 
@@ -348,11 +333,5 @@ class _Run:
             },
         }
         names = report.write(self.workdir, result, self.evaluation, self.setup)
-        print(report.table(result["rows"], everything=False))
-        for warning in result["warnings"]:
-            print(f"warning: {warning}")
-        if not self.setup.config.eval.inception and len(self.setup.dataset.shape) == 3:
-            print("FID not measured: no Inception weights given (eval.inception)")
-        print("time: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()))
-        print(f"wrote {', '.join(f for f in names if '/' not in f)} in {self.workdir}")
+        announce.end(result, self.setup, self.workdir, names)
         return result

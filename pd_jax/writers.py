@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from etils import epath
 from tqdm import tqdm
 
+from pd_jax import console
+
 
 def is_remote(path: str | os.PathLike) -> bool:
     """Whether a path is an object store's, such as gs://BUCKET/RUN."""
@@ -114,8 +116,8 @@ class Progress:
         self._began = self._printed = time.monotonic()
         self._text, self._shown = "", shown
         self._bar = None
-        if shown and sys.stderr.isatty():
-            self._bar = tqdm(
+        if shown and console.level > console.QUIET and sys.stderr.isatty():
+            self._bar = console.bar = tqdm(
                 total=self._total,
                 initial=done,
                 bar_format="{percentage:3.0f}%|{bar:10}| {elapsed}<{remaining} {desc}",
@@ -138,16 +140,20 @@ class Progress:
                 each = (self._printed - self._began) / done
                 left = tqdm.format_interval((self._total - self._done) * each)
                 left = f", {left} left"
-            print(f"{share:4.0%}{left}  {self._text}", flush=True)
+            console.say(f"{share:4.0%}{left}  {self._text}")
 
     def say(self, line: str) -> None:
         """Prints a line of its own, above the bar."""
-        if self._bar is not None:
-            self._bar.clear()
         if self._shown:
-            print(line, flush=True)
+            console.say(line)
+
+    def warn(self, line: str) -> None:
+        """Prints one that should not be overlooked."""
+        if self._shown:
+            console.warn(line)
 
     def close(self) -> None:
         """Takes the bar away."""
         if self._bar is not None:
             self._bar.close()
+            console.bar = None

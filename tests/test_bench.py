@@ -68,7 +68,7 @@ def test_one_config_in_json_and_within_the_width(call, tmp_path):
     for name in ("sampler_over_forwards", "loop_over_bare", "data_images_per_second"):
         assert figures[name]["median"] > 0
     lines = printed.out.splitlines()
-    assert max(map(len, lines)) <= 90
+    assert max(map(len, lines)) <= 80
     assert any(line.startswith("step / forward") for line in lines)
 
 
@@ -133,7 +133,7 @@ def test_a_table_of_many_variants_stays_within_the_width():
     cells = [line.split()[2:] for block in blocks for line in block[1:]]
     assert all(line[0] == "0.00" for line in cells)
     assert [c for line in cells for c in line[1:]] == [f"{i}.00" for i in range(1, 9)]
-    assert max(len(line) for block in blocks for line in block) <= 90
+    assert max(len(line) for block in blocks for line in block) <= 80
 
 
 @pytest.mark.parametrize(("first", "found"), [(128, 512), (2500, 312)])
@@ -153,7 +153,7 @@ def test_the_largest_batch_is_found_by_doubling_and_halving(
 
 
 WRONG = [
-    ((), "--config=configs/NAME.py is missing"),
+    ((), "--config=NAME is missing"),
     ((DIGITS, "--config.ladder.strat=16"), 'Did you mean "ladder.start"'),
     ((DIGITS, "--batch=0"), "--batch=0"),
     ((DIGITS, "--repeats=0"), "--repeats=0"),

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from pd_jax import checkpoint, seal, train
+from pd_jax import checkpoint, seal, status, train
 from pd_jax.interrupt import Interrupted
 from pd_jax.loop import Loop
 from pd_jax.names import Refused
@@ -61,7 +61,8 @@ def go_on(stopped, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(Loop, "call", reach)
         with pytest.raises(Reached) as reached:
             train.run(tiny(), workdir, "tiny")
-        return reached.value.args, capsys.readouterr().out, workdir
+        printed = " ".join(capsys.readouterr().out.split())
+        return reached.value.args, printed, workdir
 
     return go_on
 
@@ -132,6 +133,21 @@ SET_ASIDE = {
     "weights of zeros, no seal": unsealed(zero, "state/d/*"),
     "facts of zeros, no seal": unsealed(zero, "facts/metadata"),
 }
+
+
+def test_the_status_of_a_stopped_run(stopped):
+    found = status.read(stopped / "student")
+    assert not found.complete
+    assert found.in_use is False
+    assert [(s.name, s.saved, s.end) for s in found.stages] == [
+        (TEACHER, 20, 20),
+        (STUDENT, 7, 12),
+        ("student_1", 0, 12),
+    ]
+    assert found.stages[1].line["update"] == 7
+    assert found.left["ladder"] > 0.0
+    assert found.left["evaluation"] is None
+    assert not found.warnings
 
 
 @pytest.mark.parametrize("case", SET_ASIDE)

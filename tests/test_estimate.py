@@ -252,7 +252,7 @@ def test_time_is_work_over_pace():
     (other,) = (line.split() for line in lines if line.startswith("v5p"))
     assert other == ["v5p", "459", "429", "1.12", "95", "GB", "3%"]
     assert "ladder: fits" in lines
-    assert max(map(len, lines)) <= 90
+    assert max(map(len, lines)) <= 80
 
 
 def test_all_reduce_is_told_beside_the_computing():
@@ -334,7 +334,7 @@ def check_printed(name, code, printed, files):
     assert not files
     lines = printed.out.splitlines()
     assert lines[0].startswith(f"{name} on 8 x v5e, at 40% of 197 TFLOP/s")
-    assert max(map(len, lines)) <= 90
+    assert max(map(len, lines)) <= 80
     for chip in estimate.CHIPS:
         assert any(line.startswith(chip) for line in lines)
 

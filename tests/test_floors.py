@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "pd_jax"
 
 FLOORS = [
-    {"__init__", "names"},
+    {"__init__", "names", "console"},
     {
         "schedules",
         "diffusion",
@@ -48,6 +48,7 @@ FLOORS = [
         "preflight",
         "costs",
         "estimate",
+        "announce",
         "command",
         "doubts",
         "memory",
@@ -55,9 +56,10 @@ FLOORS = [
         "sampling",
         "boards",
     },
-    {"train"},
+    {"train", "status"},
     {"api"},
     {"main", "bench"},
+    {"__main__"},
 ]
 NEIGHBOURS = {
     "arcs": {"schedules", "diffusion"},
@@ -78,6 +80,7 @@ NEIGHBOURS = {
     "evaluate": {"setup"},
     "folder": {"config", "evaluate"},
     "report": {"setup", "evaluate"},
+    "announce": {"setup", "report"},
     "loop": {"setup"},
     "preflight": {"readings", "setup"},
     "costs": {"setup", "evaluate"},
@@ -88,6 +91,7 @@ NEIGHBOURS = {
     "loading": {"config", "evaluate", "setup"},
     "sampling": {"loading", "report"},
     "boards": {"report"},
+    "main": {"__main__"},
 }
 MATHS_LIBRARIES = {"jax", "numpy", "pd_jax"}
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
@@ -140,10 +144,12 @@ def test_files_stay_short(path):
     assert len(path.read_text().splitlines()) <= 400
 
 
-def test_the_package_opens_its_rooms_when_asked():
+def test_the_package_opens_its_rooms_when_asked_and_leaves_devices_alone():
     program = (
-        "import sys, pd_jax; assert 'jax' not in sys.modules; "
+        "import sys, pd_jax, pd_jax.main; assert 'jax' not in sys.modules; "
         "pd_jax.schedules.get('cosine'); pd_jax.arcs.join; pd_jax.samplers.sample; "
+        "import pd_jax.train, pd_jax.status; from jax._src import xla_bridge; "
+        "assert not xla_bridge.backends_are_initialized(); "
         "print(hasattr(pd_jax, 'schedulers'))"
     )
     done = subprocess.run(

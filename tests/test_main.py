@@ -37,8 +37,16 @@ def call(tmp_path, monkeypatch, capsys):
 
 
 WRONG = [
-    ((), "--config=configs/NAME.py is missing"),
+    ((), "--config=NAME is missing: a file, or one of cifar10, digits"),
     (("--config=configs/nothing.py",), "no such file"),
+    (("--config=configs/digits.py",), 'Did you mean "digits"'),
+    (("--config=digit",), "comes with pd_jax: cifar10, digits, image_folder"),
+    (("--config=digits:smoky",), 'Did you mean "smoke"'),
+    (("--config", "digits:smoke", "--config.seed=-1"), "seed=-1"),
+    ((DIGITS, "--quiet", "--verbose"), "give one of them"),
+    (("--mode=status",), "needs the run's folder: --workdir=DIR"),
+    (("--mode=status", "--workdir=runs/digits"), "runs/digits: no such folder"),
+    (("--mode=status", "--config=digits:smoke"), "runs/digits_smoke: no such folder"),
     ((f"--config={ROOT}",), "no such file"),
     ((DIGITS + ":smoky",), 'Did you mean "smoke"'),
     ((DIGITS, "surplus"), "unexpected argument surplus"),

@@ -14,7 +14,7 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from pd_jax import checkpoint, train
+from pd_jax import checkpoint, console, status, train
 from pd_jax.config import default
 from pd_jax.interrupt import Interrupted
 from pd_jax.loop import Loop
@@ -48,11 +48,55 @@ def tiny(**changes):
     return config
 
 
+def unwrapped(capsys):
+    """What was printed, in one line."""
+    return " ".join(capsys.readouterr().out.split())
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An undisturbed run: its folder and its report."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     return workdir, train.run(tiny(), workdir, "tiny")
+
+
+def test_its_status(whole, capsys):
+    workdir, report = whole
+    found = status.read(workdir)
+    assert found.complete
+    assert not found.left
+    assert [(s.name, s.saved, s.end) for s in found.stages] == [
+        ("teacher", 20, 20),
+        ("student_2", 12, 12),
+        ("student_1", 12, 12),
+    ]
+    assert all(s.rate > 0.0 and s.saved_bytes > 1000 for s in found.stages)
+    assert all(np.isfinite(s.line["loss"]) for s in found.stages)
+    figures = {(r["model"], r["num_steps"]): r["metrics"] for r in report["rows"]}
+    assert {(r["model"], r["num_steps"]): r["metrics"] for r in found.rows} == figures
+    status.tell(found)
+    printed = capsys.readouterr().out
+    assert "run: complete" in printed
+    assert "4 of 4 rows measured" in printed
+
+
+def test_as_much_is_printed_as_was_asked_for(whole, tmp_path, capsys, monkeypatch):
+    said = {}
+    for level in (console.QUIET, console.NORMAL, console.VERBOSE):
+        shutil.copytree(whole[0], tmp_path / str(level))
+        (tmp_path / str(level) / "report.json").unlink()
+        (tmp_path / str(level) / "evaluation" / "teacher_1.json").unlink()
+        monkeypatch.setattr(console, "level", level)
+        train.run(tiny(), tmp_path / str(level), "tiny")
+        said[level] = capsys.readouterr().out
+        too_long = [
+            x for x in said[level].splitlines() if len(x) > 80 and " " in x.strip()
+        ]
+        assert not too_long
+    assert said[0].startswith("| steps |")
+    assert set(said[0].splitlines()) < set(said[1].splitlines())
+    assert "teacher, 1 step(s): frechet_pixels" not in said[1]
+    assert "teacher, 1 step(s): frechet_pixels" in said[2]
 
 
 def files(workdir):
@@ -207,7 +251,7 @@ def test_stages_that_end_early_end_alike_after_stops(tmp_path, monkeypatch, caps
         with pytest.raises(Interrupted):
             train.run(config, tmp_path / "run", "tiny")
     report = train.run(config, tmp_path / "run", "tiny")
-    assert "student_2 done, student_1 done" in capsys.readouterr().out
+    assert "student_2 done, student_1 done" in unwrapped(capsys)
     assert calls[0] == 2 * 6
     assert report["rows"] == whole["rows"]
     assert report["updates"] == whole["updates"]
@@ -290,7 +334,7 @@ def test_damaged_and_missing_pieces(whole, tmp_path, capsys):
     samples = workdir / "evaluation" / "student_2.npy"
     samples.write_bytes(samples.read_bytes()[:200])
     assert train.run(tiny(), workdir, "tiny")["rows"] == whole[1]["rows"]
-    assert "3 of 4 rows measured" in capsys.readouterr().out
+    assert "3 of 4 rows measured" in unwrapped(capsys)
 
     (workdir / "report.json").unlink()
     samples.unlink()

@@ -1,11 +1,12 @@
 """What a config's training takes here, measured: the command line.
 
-    python -m pd_jax.bench --config=configs/digits.py[:VARIANT] [--config.KEY=VALUE ...]
+    python -m pd_jax.bench --config=CONFIG[:VARIANT] [--config.KEY=VALUE ...]
         [--batch=128] [--find_batch] [--training=ladder]
         [--compare=KEY=V1,V2] [--compare=precision,attention,remat,substeps,batch]
         [--measure=start,step,sampler,loop,data,compiles]
         [--repeats=5] [--seconds=5] [--json=FILE]
 
+CONFIG is a file, or the name of a config that comes with pd_jax, such as digits.
 The step, sampler and loop are those of a run, with fresh weights; images are random
 where the data is not here. Figures are medians over the rounds, with half of their
 range. Nothing is written but --json; docs/performance.md says how each is measured.
@@ -33,7 +34,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from pd_jax import command, data, names
+from pd_jax import command, console, data, names
 from pd_jax import config as configs
 from pd_jax.command import CONFIG
 from pd_jax.names import Refused
@@ -344,7 +345,7 @@ def _run(name: str) -> int:
         "seconds": SECONDS.value,
         "variants": found,
     }
-    print(table(result))
+    console.show(table(result))
     if JSON.value:
         text = json.dumps(result, indent=1)
         pathlib.Path(JSON.value).write_text(text + "\n")

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 import jax
 import jaxlib
 
-from pd_jax import __version__
+from pd_jax import __version__, console
 from pd_jax.bench.subject import SAMPLER_STEPS
 from pd_jax.estimate import CHIPS
 
-WIDTH = 90
 # JAX's names of devices whose figures `CHIPS` has; boards of other speeds are left out.
 KINDS = {
     "TPU v4": "v4",
@@ -150,7 +149,7 @@ def _notes(result: dict) -> list[str]:
 
 
 def table(result: dict) -> str:
-    """The figures within 90 columns; `result` is as JSON has it."""
+    """The figures, in columns that fit a terminal; `result` is as JSON has it."""
     device, first = result["device"], result["variants"][0]
     heads, columns = [], []
     for variant in result["variants"]:
@@ -184,7 +183,7 @@ def _blocks(rows: list[tuple[str, ...]]) -> Iterator[list[str]]:
         shown = [0]
         while rest:
             used = wide + sum(2 + widths[i] for i in [*shown, rest[0]])
-            if used > WIDTH and len(shown) > 1:
+            if used > console.WIDTH and len(shown) > 1:
                 break
             shown.append(rest.pop(0))
         yield [

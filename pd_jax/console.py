@@ -1,0 +1,70 @@
+"""What a person sees: as much as they want, 80 columns wide, coloured on a terminal.
+
+Errors, warnings and results are always printed; what is going on is not with --quiet,
+and its details only with --verbose.
+"""
+
+import os
+import sys
+import textwrap
+from typing import TextIO
+
+from tqdm import tqdm
+
+WIDTH = 80
+STYLES = {"bold": "1", "dim": "2", "red": "31", "yellow": "33"}
+QUIET, NORMAL, VERBOSE = range(3)
+
+level = NORMAL  # set by the command line
+bar: tqdm | None = None  # on the terminal now; lines go above it
+
+
+def say(text: str, style: str = "") -> None:
+    """Prints what is going on."""
+    if level > QUIET:
+        _print(_wrapped(text), style, sys.stdout)
+
+
+def detail(text: str) -> None:
+    """Prints what only some want to know."""
+    if level >= VERBOSE:
+        _print(_wrapped(text), "dim", sys.stdout)
+
+
+def warn(text: str) -> None:
+    """Prints what should not be overlooked."""
+    _print(_wrapped(text), "yellow", sys.stdout)
+
+
+def show(text: str) -> None:
+    """Prints what was asked for, such as a table of results."""
+    _print(_wrapped(text), "", sys.stdout)
+
+
+def error(text: str) -> None:
+    """Prints what ends the program; in full lines, of which commands can be copied."""
+    _print(f"error: {text}", "red", sys.stderr)
+
+
+def _wrapped(text: str) -> str:
+    """Text with its long lines broken between words; a path stays in one piece."""
+    wrapper = textwrap.TextWrapper(
+        WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(
+        wrapper.fill(line) if len(line) > WIDTH else line for line in text.split("\n")
+    )
+
+
+def _print(text: str, style: str, file: TextIO) -> None:
+    if bar is not None:
+        bar.clear()
+    if style and _takes_colour(file):
+        text = f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+    print(text, file=file, flush=True)
+
+
+def _takes_colour(file: TextIO) -> bool:
+    """Whether a stream is a terminal, and nobody objects (https://no-color.org)."""
+    objects = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return file.isatty() and not objects
