@@ -9,10 +9,12 @@
     python -m pd_jax.main --mode=sample --from=BUNDLE_OR_WORKDIR --num=64
         --out=NAME.png|NAME.npz|FOLDER [--label=3] [--seed=0] [--num_steps=4]
         [--sampler=ddim]
+    python -m pd_jax.main --mode=compare FOLDER FOLDER ... [--out=compare.html]
 
 Mode `run` does whatever a run still lacks; `estimate` says what one would take, without
 the data, and writes nothing; `export` writes each finished student as one file, below
-DIR/students; `sample` draws samples of a student.
+DIR/students; `sample` draws samples of a student; `compare` sets runs side by side on a
+page, finished or not.
 
 Exit codes: 0 done; 1 a file that cannot be read or written, memory that is not enough,
 or training that diverged; 2 a mistake in what was given; 128 + N stopped by signal N.
@@ -58,7 +60,7 @@ UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Share of the chips' peak r
 COMPILE = flags.DEFINE_bool("compile", False, "Ask the compiler for the step's memory")
 # Students.
 FROM = flags.DEFINE_string("from", None, "A bundle, or a run's folder")
-OUT = flags.DEFINE_string("out", None, "NAME.png, a grid; NAME.npz; or a folder")
+OUT = flags.DEFINE_string("out", None, "Samples: NAME.png, .npz or a folder; or a page")
 NUM = flags.DEFINE_integer("num", 64, "How many samples")
 LABEL = flags.DEFINE_string("label", None, "Class, by name or number; default all")
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples' noise")
@@ -134,7 +136,20 @@ def _sample() -> None:
     )
 
 
-MODES = {"run": _run, "estimate": _estimate, "export": _export, "sample": _sample}
+def _compare(*folders: str) -> None:
+    """Mode `compare`: runs side by side."""
+    from pd_jax import compare
+
+    compare.run(folders, OUT.value or "compare.html")
+
+
+MODES = {
+    "run": _run,
+    "estimate": _estimate,
+    "export": _export,
+    "sample": _sample,
+    "compare": _compare,
+}
 
 
 def _pass_over_tasks(report) -> None:
@@ -158,8 +173,9 @@ def main(argv: list[str]) -> int:
             names.check(MODE.value, MODES, "mode")
         except ValueError as error:
             raise Refused(str(error)) from error
-        command.no_more(rest)
-        MODES[MODE.value]()
+        if MODE.value != "compare":  # whose folders they are
+            command.no_more(rest)
+        MODES[MODE.value](*rest)
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
