@@ -9,13 +9,14 @@
     pd-jax --mode=sample --from=BUNDLE_OR_WORKDIR --num=64
         --out=NAME.png|NAME.npz|FOLDER [--label=3] [--seed=0] [--num_steps=4]
         [--sampler=ddim]
+    pd-jax --mode=compare FOLDER FOLDER ... [--out=compare.html]
     pd-jax --version
 
 CONFIG is a file, or the name of a config that comes with pd_jax, such as digits. Mode
 `run` does whatever a run still lacks; `estimate` says what one would take, without the
 data, and writes nothing; `status` says where a run is, and only reads; `export` writes
 each finished student as one file, below DIR/students; `sample` draws samples of a
-student.
+student; `compare` sets runs side by side on a page, finished or not.
 
 --quiet: nothing but errors, warnings and the last table; --verbose: also what is
 compiled and saved, each row's figures, devices and versions.
@@ -60,7 +61,7 @@ UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Share of the chips' peak r
 COMPILE = flags.DEFINE_bool("compile", False, "Ask the compiler for the step's memory")
 # Students.
 FROM = flags.DEFINE_string("from", None, "A bundle, or a run's folder")
-OUT = flags.DEFINE_string("out", None, "NAME.png, a grid; NAME.npz; or a folder")
+OUT = flags.DEFINE_string("out", None, "Samples: NAME.png, .npz or a folder; or a page")
 NUM = flags.DEFINE_integer("num", 64, "How many samples")
 LABEL = flags.DEFINE_string("label", None, "Class, by name or number; default all")
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples' noise")
@@ -147,12 +148,20 @@ def _status() -> None:
     status.tell(status.read(_workdir()))
 
 
+def _compare(*folders: str) -> None:
+    """Mode `compare`: runs side by side."""
+    from pd_jax import compare
+
+    compare.run(folders, OUT.value or "compare.html")
+
+
 MODES = {
     "run": _run,
     "estimate": _estimate,
     "status": _status,
     "export": _export,
     "sample": _sample,
+    "compare": _compare,
 }
 
 
@@ -178,9 +187,10 @@ def main(argv: list[str]) -> int:
             names.check(MODE.value, MODES, "mode")
         except ValueError as error:
             raise Refused(str(error)) from error
-        command.no_more(rest)
+        if MODE.value != "compare":  # whose folders they are
+            command.no_more(rest)
         _set_level()
-        MODES[MODE.value]()
+        MODES[MODE.value](*rest)
     except Refused as error:
         console.error(str(error))
         return 2

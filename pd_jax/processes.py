@@ -82,6 +82,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def devices() -> str:
+    """How many devices all processes have, and of which kind, such as "4 x cpu"."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
 def part() -> tuple[int, int]:
     """(i, n): this process is number i of n."""
     return jax.process_index(), jax.process_count()

@@ -19,7 +19,7 @@ from etils import epath
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pd_jax import files, loading, report, samplers
+from pd_jax import console, files, loading, report, samplers
 from pd_jax.interrupt import Interrupt
 from pd_jax.names import Refused
 from pd_jax.student import Student
@@ -55,7 +55,7 @@ def export(workdir: str, num_steps: int | None = None) -> list[epath.Path]:
         file = f"{name}_student_{student.num_steps}.safetensors"
         path = folder / "students" / file
         size, digest = student.save(path)
-        print(f"{path}: {size} bytes, sha256 {digest}", flush=True)
+        console.show(f"{path}: {size} bytes, sha256 {digest}")
         made.append(path)
     if not made:
         raise Refused(f"{folder}: no student is finished yet")
@@ -187,7 +187,7 @@ def _finished(out: pathlib.Path, job: dict, kept) -> bool:
     except Exception as error:  # a file of anybody's
         raise _foreign(out, files.brief(error)) from error
     _same(found, job, out)
-    print(f"{out}: done already, nothing to do")
+    console.say(f"{out}: done already, nothing to do")
     return True
 
 
@@ -208,7 +208,7 @@ def _grid(draw: _Draw, num: int, out: pathlib.Path) -> None:
     buffer = io.BytesIO()
     Image.open(io.BytesIO(drawn)).save(buffer, "PNG", pnginfo=told)
     write_whole(epath.Path(out), buffer.getvalue())
-    print(f"{out}: {num} samples")
+    console.say(f"{out}: {num} samples")
 
 
 def _own(folder: pathlib.Path, job: dict, out: pathlib.Path) -> None:
@@ -240,7 +240,7 @@ def _folder(draw: _Draw, num: int, out: pathlib.Path) -> None:
                 made += 1
                 _png(out / name, image)
     done = f"{made} new" if made else "done already, nothing to do"
-    print(f"{out}: {num} samples, {done}")
+    console.say(f"{out}: {num} samples, {done}")
 
 
 def _png(path: pathlib.Path, image: np.ndarray) -> None:
@@ -270,7 +270,7 @@ def _array(draw: _Draw, num: int, out: pathlib.Path) -> None:
         write_whole(epath.Path(parts / part(places)), buffer.getvalue())
     _join(parts, [part(places) for places in _batches(num)], job, out)
     shutil.rmtree(parts)
-    print(f"{out}: {num} samples, array arr_0")
+    console.say(f"{out}: {num} samples, array arr_0")
 
 
 def _join(parts: pathlib.Path, names: list[str], job: dict, out: pathlib.Path) -> None:

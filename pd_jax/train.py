@@ -32,6 +32,7 @@ from pd_jax.interrupt import Interrupt
 from pd_jax.ladder import Stage
 from pd_jax.loop import Loop
 from pd_jax.names import Refused
+from pd_jax.page import Page
 from pd_jax.setup import Setup, Training, build
 from pd_jax.stages import Stages
 from pd_jax.writers import JsonLines, Progress, write_whole
@@ -105,7 +106,7 @@ class _Run:
         self.setup, self.workdir, self.name, self.began = setup, workdir, name, began
         self.options, self.callbacks = setup.config.run, callbacks
         self.stages = Stages(setup, workdir)
-        self.evaluation = Evaluation(setup, workdir)
+        self.evaluation, self.page = Evaluation(setup, workdir), Page(workdir, name)
         self.accounted = 0.0  # seconds of this process that a stage or row has counted
         self.students = {s.num_steps: s for s in setup.trainings[-1].stages}
 
@@ -231,7 +232,7 @@ class _Run:
             made = {"teacher": before[1].name if before else released or None}
             made["precision"] = self.setup.model.dtype.name
             made["labels"] = getattr(self.setup.dataset, "label_names", ()) or None
-            made |= self.stages.sampler(stage)
+            made |= self.stages.sampler(stage) | {"devices": processes.devices()}
             saved = loop.done
             while True:
                 kept.check()
@@ -246,10 +247,12 @@ class _Run:
                     kept.save(training.step.everywhere(state), new)
                     saved = loop.done
                     console.detail(f"{stage.name}: checkpoint at update {saved}")
+                    self.page.renew()
                 if ends:
                     break
                 state = loop.call(state)
             loop.close()
+        self.page.renew(at_most_every=0)
         self.accounted += time.monotonic() - began
         if self.interrupt.received:
             kept_at = (
@@ -332,6 +335,7 @@ class _Run:
                 "jaxlib": jaxlib.__version__,
             },
         }
-        names = report.write(self.workdir, result, self.evaluation, self.setup)
+        names = [self.page.write(result)]
+        names += report.write(self.workdir, result, self.evaluation, self.setup)
         announce.end(result, self.setup, self.workdir, names)
         return result

@@ -135,6 +135,8 @@ WRONG = [
     (("--mode=sample", "--from=none"), "--out is missing"),
     (("--mode=sample", "--from=none", "--out=a.png"), "no such file or folder"),
     (("--mode=sample", "--from=a", "--out=b", "--num=many"), "flag --num=many"),
+    (("--mode=compare",), "with 0 folders: give from 2 to 8"),
+    (("--mode=compare", "one", "two"), "one: no config.json there"),
     ((PHOTOS, "--config.data.size=31"), "divisible by 4"),
     ((PHOTOS, "--config.model.emb_ch=0"), "model.emb_ch=0"),
     ((PHOTOS, "--config.model.ch_mult=()"), "model.ch_mult=()"),

@@ -118,6 +118,9 @@ def test_the_report(whole):
     parts = seconds["teacher"] + seconds["ladder"] + seconds["evaluation"]
     assert min(seconds.values()) > 0
     assert seconds["total"] >= parts - 0.3  # of rounding
+    page = (workdir / "report.html").read_text()
+    assert f"{report['rows'][3]['metrics']['frechet_pixels']:#.3g}" in page
+    assert "4 x cpu" in page
     text = (workdir / "report.md").read_text()
     assert "quality.png" in text
     assert f"{report['rows'][3]['metrics']['frechet_pixels']:#.3g}" in text

@@ -1,0 +1,170 @@
+"""Runs side by side: one page of several folders, and a table for the terminal."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from pd_jax import __version__, console, figures, page
+from pd_jax import config as configs
+from pd_jax import record as records
+from pd_jax.figures import Curve
+from pd_jax.names import Refused
+from pd_jax.record import Record
+from pd_jax.report import LABELS, MAIN
+from pd_jax.writers import write_whole
+
+MOST = len(figures.RUNS)
+BEST = "the teacher at its best"
+
+
+def read(folders: Sequence[str]) -> list[Record]:
+    """The runs in some folders; Refused where they are too few or no runs."""
+    if not 2 <= len(folders) <= MOST:
+        raise Refused(
+            f"--mode=compare with {len(folders)} folders: give from 2 to {MOST}, such "
+            "as --mode=compare runs/digits runs/other"
+        )
+    places = [os.path.abspath(folder) for folder in folders]
+    twice = [f for f, place in zip(folders, places) if places.count(place) > 1]
+    if twice:
+        raise Refused(f"{twice[0]} is given twice: give each folder once")
+    try:
+        return [records.read(folder) for folder in folders]
+    except (ImportError, KeyError) as error:  # for what a prefix names
+        raise Refused(f"{', '.join(folders)}: no such storage here: {error}") from error
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
+def labels(runs: Sequence[Record]) -> list[str]:
+    """The ends of the runs' folders, as long as it takes to tell them apart."""
+    parts = [os.path.abspath(run.folder).split(os.sep) for run in runs]
+    length = 1
+    while len({tuple(p[-length:]) for p in parts}) < len(parts):
+        length += 1
+    return ["/".join(p[-length:]) for p in parts]
+
+
+def metrics(runs: Sequence[Record]) -> list[str]:
+    """Metrics that any of the runs has, the main ones first."""
+    found = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    return sorted(found, key=lambda m: MAIN.index(m) if m in MAIN else len(MAIN))
+
+
+def step_counts(runs: Sequence[Record], model: str | None = None) -> list[int]:
+    """Step counts of any of the runs, most first; those of one model where given."""
+    found = {
+        row["num_steps"]
+        for run in runs
+        for row in run.rows
+        if model in (None, row["model"])
+    }
+    return sorted(found, reverse=True)
+
+
+def differences(runs: Sequence[Record]) -> dict[str, list]:
+    """Config keys whose values differ, and the value of each run; None: no such key."""
+    flat = [dict(configs.flatten(run.config)) for run in runs]
+    found = {key: [f.get(key) for f in flat] for f in flat for key in f}
+    return {k: v for k, v in sorted(found.items()) if any(x != v[0] for x in v)}
+
+
+def warnings(runs: Sequence[Record], names: Sequence[str]) -> list[str]:
+    """What keeps figures from being compared as they stand."""
+    found = []
+    for name, run in zip(names, runs):
+        if not run.finished:
+            found.append(f"{name} is not finished: {page.now(run)}")
+    differ = differences(runs)
+    data = [key for key in differ if key.startswith(("data.", "model.num_classes"))]
+    if data:
+        found.append(f"the data differ ({', '.join(data)})")
+    rows = ("eval.teacher_steps", "eval.max_steps")  # which there are, and not how made
+    protocol = [k for k in differ if k.startswith("eval.") and k not in rows]
+    if protocol:
+        found.append(f"the figures were made in other ways ({', '.join(protocol)})")
+    best = [run.reference for run in runs]
+    same = all(a is not None and np.array_equal(a, best[0]) for a in best)
+    if not same and "rmse_to_teacher" in metrics(runs):
+        found.append("the teachers differ: an RMSE is to the run's own teacher")
+    return found
+
+
+def table(runs: Sequence[Record], names: Sequence[str]) -> str:
+    """The students by the two main metrics, within the 80 columns of a terminal."""
+    lines = [f"{letter}: {name}" for letter, name in zip("ABCDEFGH", names)]
+    for metric in [m for m in metrics(runs) if m in MAIN][:2]:
+        lines += ["", f"{LABELS[metric]}, students:"]
+        lines.append("   steps" + "".join(f"{c:>9}" for c in "ABCDEFGH"[: len(runs)]))
+        for n in step_counts(runs, "student"):
+            values = [run.value("student", n, metric) for run in runs]
+            cells = "".join(f"{page.figure_text(v):>9}" for v in values)
+            lines.append(f"{n:>8}{cells}")
+    return "\n".join(lines)
+
+
+def _plots(runs: Sequence[Record]) -> list[dict]:
+    """For each metric a plot of all runs' students, and their teachers dashed."""
+    found, steps = [], step_counts(runs)
+    for i, metric in enumerate(metrics(runs)):
+        curves = []
+        for run, colour in zip(runs, figures.RUNS):
+            curves.append(Curve(run.points("teacher", metric), colour, "s", True))
+            curves.append(Curve(run.points("student", metric), colour))
+        says = f"{LABELS.get(metric, metric)} against sampling steps, of all runs"
+        plot = figures.against_steps(metric, curves, steps, f"quality-{i}", says)
+        found.append({"metric": metric, "plot": plot})
+    return found
+
+
+def _positions(runs: Sequence[Record]) -> list[dict]:
+    """What the slider goes through: the teachers' best, then each student's grids."""
+    best = [page.picture(run, run.reference) for run in runs]
+    found = [{"says": BEST, "tick": "teacher", "pictures": best}]
+    for n in step_counts(runs, "student"):
+        shown = [page.picture(run, run.samples("student", n)) for run in runs]
+        says = f"student, {n} step{'s' * (n > 1)}"
+        found.append({"says": says, "tick": str(n), "pictures": shown})
+    return [each for each in found if any(each["pictures"])]
+
+
+def html(runs: Sequence[Record], names: Sequence[str]) -> str:
+    """The page."""
+    template = page.environment().get_template("compare.html")
+    return template.render(
+        runs=runs,
+        names=names,
+        version=__version__,
+        metrics=metrics(runs),
+        step_counts=step_counts(runs),
+        warnings=warnings(runs, names),
+        plots=_plots(runs),
+        positions=_positions(runs),
+        kinds=[page.kind(run) for run in runs],
+        differences=differences(runs),
+        hours=[page.device_hours(run) for run in runs],
+    )
+
+
+def run(folders: Sequence[str], out: str) -> None:
+    """Compares the runs in some folders: writes a page, and prints a table.
+
+    Args:
+      folders: two or more, of runs that are finished or not.
+      out: the page's file.
+
+    Raises:
+      Refused: for folders that hold no run, or too few, or a file of another kind.
+    """
+    if not out.endswith(".html"):
+        raise Refused(f"--out={out}: the page is HTML; give a name that ends in .html")
+    runs = read(folders)
+    names = labels(runs)
+    text = html(runs, names)
+    write_whole(epath.Path(out), text)
+    console.show(table(runs, names))
+    for warning in warnings(runs, names):
+        console.warn(f"warning: {warning}")
+    console.say(f"wrote {out}")

@@ -1,0 +1,299 @@
+"""A run's page: report.html, one file that needs nothing else, for eyes and for print.
+
+It is made from the run's folder alone, of whatever is there so far, so that a run can
+be watched from the page while it goes on.
+"""
+
+import contextlib
+import functools
+import math
+import time
+
+import jinja2
+import numpy as np
+from etils import epath
+
+from pd_jax import __version__, figures, processes
+from pd_jax import config as configs
+from pd_jax import record as records
+from pd_jax.figures import STUDENT, TEACHER, Curve
+from pd_jax.record import Record
+from pd_jax.report import LABELS, MAIN
+from pd_jax.writers import write_whole
+
+FILE = "report.html"
+RENEWED_SECONDS = 30  # at most so often, but at the ends of stages
+PAIRS = 10  # pairs shown side by side
+FEWEST = 3  # students whose worst pairs are shown
+WORST = 8
+LINES = 200  # pairs in the plane that are drawn as lines
+COARSE = 48  # pixels of an image below which they are shown as squares
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """The templates; what is put into them is escaped."""
+    env = jinja2.Environment(
+        loader=jinja2.PackageLoader("pd_jax"),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters |= {"figure": figure_text, "seconds": seconds_text, "plain": plain}
+    env.globals |= {"label": lambda metric: LABELS.get(metric, metric)}
+    return env
+
+
+def figure_text(value: float | None) -> str:
+    """A figure as in the report's table: three digits; empty for None."""
+    if value is None:
+        return ""
+    return f"{value:#.3g}".removesuffix(".")
+
+
+def seconds_text(seconds: float | None) -> str:
+    """A time as people say it: 8.4 s, 12 min, 3.1 h, 4.2 days."""
+    if seconds is None:
+        return ""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def plain(value: object) -> str:
+    """A config value; of a whole path only the end, as the rest is a machine's."""
+    if isinstance(value, str) and value.startswith(("/", "~")):
+        return f"…/{value.rstrip('/').rpartition('/')[2]}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value)) or "(none)"
+    return "(empty)" if value == "" else str(value)
+
+
+def keys(config: dict) -> list[tuple[str, list[dict]]]:
+    """All keys by section, with their values, defaults, and whether these differ."""
+    try:
+        default = configs.default(config["data"]["name"], config["model"]["name"])
+        defaults = dict(configs.flatten(default))
+    except (KeyError, TypeError, ValueError):  # a data set or network not known here
+        defaults = {}
+    defaults |= {name: None for name in ("data.name", "model.name")}
+    sections = {}
+    for key, value in configs.flatten(config):
+        section, _, name = key.rpartition(".")
+        default = defaults.get(key)
+        entry = {"name": name, "value": value, "default": default}
+        entry["changed"] = value != default
+        sections.setdefault(section, []).append(entry)
+    return list(sections.items())
+
+
+def is_images(x: np.ndarray | None) -> bool:
+    """Whether samples can be shown as images."""
+    return x is not None and x.ndim == 4 and (x.shape[-1] == 1 or x.shape[-1] > 2)
+
+
+def is_plane(x: np.ndarray | None) -> bool:
+    """Whether samples are points of the plane."""
+    return x is not None and x.shape[1:] == (2,)
+
+
+def kind(record: Record) -> tuple[bool, bool]:
+    """Whether samples are images with pixels to be seen, and whether points."""
+    best = record.reference
+    coarse = is_images(best) and max(best.shape[1:3]) < COARSE
+    return coarse, is_plane(best)
+
+
+def picture(record: Record, x: np.ndarray | None) -> str | None:
+    """Samples in one picture: a grid of images, or points in the plane.
+
+    A point has the colour of where the reference takes its noise, so that a point in
+    the wrong place shows as a colour in the wrong place.
+    """
+    if x is None:
+        return None
+    if is_images(x):
+        return figures.grid(x)
+    if not is_plane(x):
+        return None
+    best = record.reference if record.exact is None else record.exact
+    num = min(len(x), len(best))
+    reach = 1.15 * float(np.abs(best).max()) or 1.0
+    return figures.landing(x[:num], figures.directions(best[:num]), reach)
+
+
+def _positions(record: Record) -> list[dict]:
+    """What the slider goes through: each step count, and its models' pictures."""
+    found = []
+    for steps in record.step_counts:
+        shown = {
+            model: picture(record, record.samples(model, steps))
+            for model in ("teacher", "student")
+        }
+        if any(shown.values()):
+            found.append({"steps": steps, **shown})
+    return found
+
+
+def _students(record: Record) -> list[tuple[int, np.ndarray]]:
+    """(steps, samples) of all students that can be paired, most steps first."""
+    counts = [r["num_steps"] for r in record.rows if r["model"] == "student"]
+    found = [(n, record.samples("student", n)) for n in counts]
+    return [(n, x) for n, x in found if x is not None]
+
+
+def _pairs(record: Record) -> dict | None:
+    """The same noise under the teacher and under every student, and the worst of it."""
+    best, students = record.reference, _students(record)
+    if not students or not (is_images(best) or is_plane(best)):
+        return None
+    strips, worst = [], []
+    if is_images(best):
+        strips = [("teacher's best", figures.tiles(best[:PAIRS], PAIRS))]
+        strips += [
+            (f"{n} step{'s' * (n > 1)}", figures.tiles(x[:PAIRS], PAIRS))
+            for n, x in students
+        ]
+    for steps, x in students[-FEWEST:]:
+        num = min(len(x), len(best))
+        square = (x[:num].astype(np.float64) - best[:num]) ** 2
+        error = np.sqrt(square.reshape(num, -1).mean(1))
+        order = np.argsort(-error, kind="stable")
+        found = {"steps": steps, "num": num, "median": float(np.median(error))}
+        found["worst"] = float(error[order[0]])
+        if is_images(best):
+            found["pairs"] = [
+                (float(error[i]), figures.tiles(np.stack([best[i], x[i]]), 1))
+                for i in order[:WORST]
+            ]
+        else:
+            some = order[:: -(-num // LINES)]  # from the worst to the best
+            reach = 1.15 * float(np.abs(best).max()) or 1.0
+            found["plot"] = figures.displacements(
+                best[some], x[some], reach, f"pairs-{steps}"
+            )
+        worst.append(found)
+    return {"num": PAIRS, "strips": strips, "worst": worst}
+
+
+def _quality(record: Record) -> list[dict]:
+    """A plot for each metric."""
+    found = []
+    for i, metric in enumerate(record.metrics):
+        curves = (
+            Curve(record.points("teacher", metric), TEACHER, "s"),
+            Curve(record.points("student", metric), STUDENT),
+        )
+        says = f"{LABELS.get(metric, metric)} against sampling steps"
+        plot = figures.against_steps(
+            metric, curves, record.step_counts, f"quality-{i}", says
+        )
+        found.append({"metric": metric, "plot": plot})
+    return found
+
+
+def summary(record: Record) -> dict | None:
+    """The fewest-step student beside the teacher, by the first of the main metrics."""
+    metric = next((m for m in MAIN if m in record.metrics), None)
+    if metric is None:
+        return None
+    student, teacher = (record.points(m, metric) for m in ("student", "teacher"))
+    if not student or not teacher:
+        return None
+    steps = student[0][0]
+    near = min(teacher, key=lambda point: abs(math.log(point[0] / steps)))
+    return {
+        "metric": metric,
+        "student": student[0],
+        "teacher": teacher[-1],
+        "near": near if near != teacher[-1] else None,
+    }
+
+
+def warnings(record: Record) -> list[str]:
+    """What a reader should know first: of the report, or of the stages so far."""
+    found = list(record.report.get("warnings", []))
+    if not record.finished:
+        found += [
+            f"{stage.name}: {stage.skipped} updates skipped, with a loss or gradient "
+            "that is not finite"
+            for stage in record.stages
+            if stage.skipped
+        ]
+    return found + [
+        f"{stage.name}: ended early, after {stage.end} of {stage.planned} updates, as "
+        "its validation loss had stopped improving"
+        for stage in record.stages
+        if stage.end < stage.planned
+    ]
+
+
+def now(record: Record) -> str:
+    """Where a run is that is not finished."""
+    for number, stage in enumerate(record.stages, 1):
+        if not stage.finished:
+            at = f"stage {number} of {len(record.stages)}, {stage.name}"
+            return f"{at}: {stage.done} of {stage.end} updates"
+    return f"all {len(record.stages)} stages done; {len(record.rows)} rows measured"
+
+
+def device_hours(record: Record) -> float | None:
+    """Of a whole run that is finished, on the devices of its last stage."""
+    counts = [stage.num_devices for stage in record.stages if stage.num_devices]
+    total = record.seconds.get("total")
+    return counts[-1] * total / 3600 if counts and total else None
+
+
+def html(record: Record) -> str:
+    """The page of a run, as far as it has come."""
+    template = environment().get_template("report.html")
+    coarse, plane = kind(record)
+    trained = any(stage.lines for stage in record.stages)
+    return template.render(
+        run=record,
+        version=__version__,
+        steps=[stage.num_steps for stage in record.stages],
+        now="" if record.finished else now(record),
+        written=time.strftime("%Y-%m-%d %H:%M:%S"),
+        summary=summary(record),
+        warnings=warnings(record),
+        quality=_quality(record),
+        positions=_positions(record),
+        reference=picture(record, record.reference),
+        coarse=coarse,
+        plane=plane,
+        pairs=_pairs(record),
+        losses=figures.losses(record.stages) if trained else None,
+        hours=device_hours(record),
+        devices=sorted({stage.devices for stage in record.stages if stage.devices}),
+        keys=keys(record.config),
+    )
+
+
+class Page:
+    """The page of a run that goes on; the first process writes it."""
+
+    def __init__(self, folder: epath.Path, name: str):
+        """Of the run in `folder`, by its `name`."""
+        self._folder, self._name = folder, name
+        self._written = -math.inf
+
+    def renew(self, at_most_every: float = RENEWED_SECONDS) -> None:
+        """Writes it anew, unless it is younger than so many seconds.
+
+        What cannot be shown, or written, ends no run.
+        """
+        if time.monotonic() - self._written < at_most_every:
+            return
+        if processes.is_first():
+            with contextlib.suppress(OSError, ValueError):
+                self.write()
+        self._written = time.monotonic()
+
+    def write(self, report: dict | None = None) -> str:
+        """Writes it, with the report of a run that is finished; returns its name."""
+        record = records.read(self._folder, self._name, report)
+        write_whole(self._folder / FILE, html(record))
+        return FILE
