@@ -17,6 +17,7 @@ import pd_jax
 from pd_jax import boards, processes
 from pd_jax.callbacks import Callbacks
 from pd_jax.config import default
+from pd_jax.data import InMemory
 from pd_jax.data._stream import Stream
 from pd_jax.denoisers import Function, Model
 from pd_jax.names import Refused
@@ -239,6 +240,7 @@ def no_batches(first):
         ({"batches": 3}, "batches are int"),
         ({"batches": []}, "not one batch"),
         ({"batch": 16}, "batch=16, but the batches hold 8"),
+        ({"batches": InMemory(IMAGES, LABELS), "batch": 9}, "batch=9 is not divisible"),
         ({"params": [{"w": np.arange(3)}]}, r"params\[0\]\['w'\] is int"),
         ({"params": {"w": np.full(3, np.nan)}}, "not finite"),
         ({"params": {"w": apply}}, "is function: give floating-point arrays"),
