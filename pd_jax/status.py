@@ -220,7 +220,7 @@ def _read_lines(path: epath.Path, stages: list[StageStatus]) -> None:
     """Adds what metrics.jsonl says of each stage."""
     known = {stage.name: stage for stage in stages}
     try:
-        for entry in JsonLines(path, writes=False).read():
+        for entry in JsonLines(path).read():
             stage = known.get(str(entry["stage"]))
             if stage is not None and isinstance(entry["update"], int):
                 stage.line = entry
