@@ -55,7 +55,7 @@ def export(workdir: str, num_steps: int | None = None) -> list[epath.Path]:
         file = f"{name}_student_{student.num_steps}.safetensors"
         path = folder / "students" / file
         size, digest = student.save(path)
-        console.show(f"{path}: {size} bytes, sha256 {digest}")
+        console.show(f"{path}: {size} bytes\n  sha256 {digest}")
         made.append(path)
     if not made:
         raise Refused(f"{folder}: no student is finished yet")

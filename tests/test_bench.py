@@ -43,6 +43,7 @@ def call(tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_one_config_in_json_and_within_the_width(call, tmp_path):
     measure = "--measure=step,sampler,loop,data,compiles"
     code, printed, found = call(DIGITS, measure, "--json=b.json", "--batch=32", *QUICK)
@@ -72,6 +73,7 @@ def test_one_config_in_json_and_within_the_width(call, tmp_path):
     assert any(line.startswith("step / forward") for line in lines)
 
 
+@pytest.mark.slow
 def test_an_exact_teacher_has_a_sampler_of_its_own(call):
     config = f"--config={ROOT}/configs/mixture2d.py:smoke"
     code, _, found = call(config, "--measure=compiles", "--json=b.json", *QUICK)

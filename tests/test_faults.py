@@ -106,6 +106,7 @@ DISKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("case", DISKS)
 def test_a_disk_that_fails_loses_nothing_that_was_saved(
@@ -217,6 +218,7 @@ def worse(monkeypatch, *figures):
     monkeypatch.setattr(Summary, "compare", found)
 
 
+@pytest.mark.slow
 def test_a_student_that_is_worse_than_its_teacher_ends_the_ladder(
     tmp_path, monkeypatch, capsys
 ):

@@ -303,6 +303,7 @@ def test_a_damaged_folder_is_named(call, tmp_path):
         assert "config.json is damaged" in printed.err
 
 
+@pytest.mark.slow
 def test_training_that_diverges_stops_with_the_stage_and_keeps_no_such_state(
     call, tmp_path
 ):

@@ -310,6 +310,7 @@ def test_an_exact_teacher(tmp_path):
     assert (tmp_path / "run" / "landing.png").exists()
 
 
+@pytest.mark.slow
 def test_substeps_may_change_where_they_divide_what_is_left(
     whole, tmp_path, monkeypatch
 ):
