@@ -242,7 +242,7 @@ def test_signals_arrive_at_all_once(local, number):
     process = local.start("local.sh", "3", "--", CONFIG, "--do=wait=1 helper=1")
     until(lambda: len(pids(local)) == 3, "three processes")
     process.send_signal(number)
-    out, _ = process.communicate(timeout=10)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert {i: lines[-1] for i, lines in split(out).items()} == dict.fromkeys(
         "012", "saved"
@@ -256,7 +256,7 @@ def test_no_orphans_where_the_launcher_is_killed(local):
     process = local.start("local.sh", "2", "--", CONFIG, "--do=wait=1 helper=1")
     until(lambda: len(pids(local)) == 2, "two processes")
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     until(lambda: len(list(local.folder.glob("saved*"))) == 2, "both saved")
     gone(local)
 

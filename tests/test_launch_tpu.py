@@ -281,7 +281,7 @@ def test_run_watches_a_run_under_way_and_sees_it_stopped(tpu):
         watching.stderr.readline()
     )
     assert tpu.run("tpu.sh", "stop").returncode == 0
-    watching.communicate(timeout=10)
+    watching.communicate(timeout=60)
     assert watching.returncode == 143
     assert (tpu.folder / "saved").exists()
 

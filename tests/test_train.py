@@ -165,6 +165,7 @@ def test_another_config_is_refused_with_the_differing_keys(whole):
     assert files(workdir) == before
 
 
+@pytest.mark.slow
 def test_stopped_by_signals_and_gone_on_with_the_same_bits(
     whole, tmp_path, monkeypatch, capsys
 ):

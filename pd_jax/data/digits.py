@@ -1,7 +1,6 @@
 """Handwritten digits, 8x8: real images that come inside scikit-learn."""
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from pd_jax.data import Dataset, InMemory
 
@@ -15,6 +14,8 @@ def load(num_images: int = 1500) -> Dataset:
     Raises:
       ValueError: unless num_images is in 1..1797.
     """
+    from sklearn.datasets import load_digits  # takes a second
+
     images, labels = load_digits(return_X_y=True)
     if not 1 <= num_images <= len(images):
         raise ValueError(

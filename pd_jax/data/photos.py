@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-from sklearn.datasets import load_sample_images
 
 from pd_jax.data import Dataset, InMemory
 
@@ -61,6 +60,8 @@ def load(size: int = 32, flip: bool = True) -> Dataset:
             f"data.size={size}: take 1 to {HELD_BACK_COLUMNS}, the width of the strip "
             "that is held back"
         )
+    from sklearn.datasets import load_sample_images  # takes a second
+
     photos = np.stack(load_sample_images().images)
 
     def crops(part):
