@@ -173,7 +173,7 @@ def _from_workdir(workdir: epath.Path, num_steps: int | None, force: bool) -> St
     if num_steps not in counts and not force:
         raise Refused(
             f"{workdir} has no finished student of {num_steps} steps: there are those "
-            f"of {', '.join(map(str, counts))}; force=True takes the nearest"
+            f"of {', '.join(map(str, counts))}; in Python, force=True takes the nearest"
         )
     nearest = min(stages, key=lambda stage: abs(np.log(stage.num_steps / num_steps)))
     return of_stage(workdir, config, nearest)
