@@ -14,11 +14,12 @@ Variants: `:improved` averages the students' weights too (`pd_jax.recipes.improv
 measured here); `:smoke` is a miniature on made pictures, for a look at the files.
 """
 
-from pd_jax import names, recipes
+from pd_jax import recipes
+from pd_jax.runtime import registry
 
 
 def get_config(variant: str = ""):
-    names.check(variant, ("", "improved", "smoke"), "variant")
+    registry.check(variant, ("", "improved", "smoke"), "variant")
     config = recipes.paper("shapes" if variant == "smoke" else "tfds", start=8192)
     config.data.flip = True
     config.model.output = "x"

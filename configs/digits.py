@@ -13,12 +13,13 @@ harder to distil.
 Variant `:smoke`: everything in seconds, for a look at the files, not at quality.
 """
 
-from pd_jax import names, recipes
+from pd_jax import recipes
 from pd_jax.config import default
+from pd_jax.runtime import registry
 
 
 def get_config(variant: str = ""):
-    names.check(variant, ("", "smoke"), "variant")
+    registry.check(variant, ("", "smoke"), "variant")
     config = default("digits", "mlp")
     config.teacher.updates = 2500
     config.teacher.warmup_updates = 100

@@ -18,11 +18,12 @@ measured here); `:smoke` is a miniature on the two photographs in scikit-learn, 
 
 import importlib.resources
 
-from pd_jax import names, recipes
+from pd_jax import recipes
+from pd_jax.runtime import registry
 
 
 def get_config(variant: str = ""):
-    names.check(variant, ("", "improved", "smoke"), "variant")
+    registry.check(variant, ("", "improved", "smoke"), "variant")
     config = recipes.paper("image_folder", start=256)
     config.data.size = 64
     config.data.flip = True

@@ -13,11 +13,12 @@ At 40% of the peak: 50 minutes on one TPU v5e, 10 minutes on one H100
 Variant `:smoke`: a miniature for two CPU cores, for a look at the files.
 """
 
-from pd_jax import names, recipes
+from pd_jax import recipes
+from pd_jax.runtime import registry
 
 
 def get_config(variant: str = ""):
-    names.check(variant, ("", "smoke"), "variant")
+    registry.check(variant, ("", "smoke"), "variant")
     config = recipes.paper("photos", start=256)
     config.model.output = "v"
     config.model.ch = 128

@@ -1,26 +1,85 @@
 """pd_jax: turning a slow diffusion sampler into a few-step one.
 
-`pd_jax.schedules`, `pd_jax.arcs` and the other modules are imported when first used;
-`pd_jax.distil` makes students of a model, `pd_jax.load` gives one of a run or a file.
+What is public is listed here, and imported when first used: `import pd_jax` takes no
+JAX. `pd_jax.distil` makes students of a model, `pd_jax.load` gives one of a run or a
+file; the modules are the maths and the parts that runs are made of.
 """
 
 import importlib
-import types
-from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pd_jax import (
+        analytic,
+        arcs,
+        checkpoint,
+        config,
+        conventions,
+        data,
+        diffusion,
+        methods,
+        metrics,
+        models,
+        recipes,
+        samplers,
+        schedules,
+    )
+    from pd_jax.api import distil
+    from pd_jax.loading import load
+    from pd_jax.runtime import registry as names
+    from pd_jax.runtime.errors import Refused
+    from pd_jax.student import Student
 
 __version__ = "0.1.0"
 
-_FUNCTIONS = {"distil": "pd_jax.api", "load": "pd_jax.loading"}
+# Public name -> the module that it is, or that has it.
+_MODULES = {
+    **{
+        name: f"pd_jax.{name}"
+        for name in (
+            *("analytic", "arcs", "checkpoint", "config", "conventions", "data"),
+            *("diffusion", "methods", "metrics", "models", "samplers", "schedules"),
+        )
+    },
+    "names": "pd_jax.runtime.registry",  # as config files call it
+    "recipes": "pd_jax.recipes",
+}
+_MEMBERS = {
+    "Refused": "pd_jax.runtime.errors",
+    "Student": "pd_jax.student",
+    "distil": "pd_jax.api",
+    "load": "pd_jax.loading",
+}
+
+__all__ = [  # noqa: RUF022 (functions first)
+    "distil",
+    "load",
+    "Refused",
+    "Student",
+    "analytic",
+    "arcs",
+    "checkpoint",
+    "config",
+    "conventions",
+    "data",
+    "diffusion",
+    "methods",
+    "metrics",
+    "models",
+    "names",
+    "recipes",
+    "samplers",
+    "schedules",
+]
 
 
-def __getattr__(name: str) -> types.ModuleType | Callable:
-    if name.startswith("_"):
-        raise AttributeError(name)
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    try:
-        return importlib.import_module(f"pd_jax.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"pd_jax.{name}":
-            raise
-        raise AttributeError(f"module 'pd_jax' has no attribute {name!r}") from None
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name in _MEMBERS:
+        return getattr(importlib.import_module(_MEMBERS[name]), name)
+    raise AttributeError(f"module 'pd_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

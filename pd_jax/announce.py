@@ -6,7 +6,8 @@ import jax
 import jaxlib
 from etils import epath
 
-from pd_jax import __version__, console, report
+from pd_jax import __version__, report
+from pd_jax.runtime import console
 from pd_jax.setup import Setup
 
 

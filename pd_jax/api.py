@@ -16,12 +16,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax import loading, names, setup, train
+from pd_jax import loading, setup, train
 from pd_jax.config import GIVEN
 from pd_jax.data import Dataset
 from pd_jax.data._stream import Stream
 from pd_jax.denoisers import Function, Model
-from pd_jax.names import Refused
+from pd_jax.runtime import registry
+from pd_jax.runtime.errors import Refused
 from pd_jax.student import Student
 
 NUM_REFERENCE = 1000  # examples that samples are compared with
@@ -149,7 +150,7 @@ def _config(config: ConfigDict | None, output: str, keys: dict) -> ConfigDict:
     sections = ("schedule", "eval", "run")
     known = [*sections, "seed", "precision", *config.ladder]
     for key, value in keys.items():
-        names.check(key, known, "argument")
+        registry.check(key, known, "argument")
         if key in config.ladder:
             _set(config.ladder, f"argument {key}", key, value)
         elif key not in sections:
@@ -164,7 +165,7 @@ def _config(config: ConfigDict | None, output: str, keys: dict) -> ConfigDict:
         config.eval.num_samples = NUM_REFERENCE
     for section in sections:
         for key, value in keys.get(section, {}).items():
-            names.check(key, config[section], f"key of {section}")
+            registry.check(key, config[section], f"key of {section}")
             _set(config[section], f"{section}.{key}", key, value)
     if config.precision == "bfloat16" or config.ladder.dropout:
         raise ValueError(

@@ -12,8 +12,8 @@ from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
-from pd_jax.names import Refused
 from pd_jax.report import image_grid
+from pd_jax.runtime.errors import Refused
 from pd_jax.writers import is_remote, write_whole
 
 FLUSH_SECONDS = 5.0  # after which what is drawn can be seen

@@ -21,7 +21,7 @@ import safetensors.numpy
 from etils import epath
 
 from pd_jax import files
-from pd_jax.names import Refused
+from pd_jax.runtime.errors import Refused
 from pd_jax.writers import write_whole
 
 FORMAT = 1

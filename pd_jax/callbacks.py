@@ -20,8 +20,8 @@ What a callback raises ends the run; checkpoints stay.
 
 from collections.abc import Callable, Iterable
 
-from pd_jax import names, processes
-from pd_jax.names import Refused
+from pd_jax.runtime import processes, registry
+from pd_jax.runtime.errors import Refused
 
 EVENTS = ("on_start", "on_metrics", "on_student", "on_row", "flush", "close")
 
@@ -56,7 +56,7 @@ def _methods(callback: object) -> dict[str, Callable]:
     found = {e: getattr(callback, e) for e in EVENTS if hasattr(callback, e)}
     for name in dir(callback):
         if name.startswith("on_") and name not in EVENTS:
-            hint = names.suggest(name, EVENTS)
+            hint = registry.suggest(name, EVENTS)
             raise Refused(f"callback {callback!r}: there is no event {name}.{hint}")
     if not found and callable(callback) and not isinstance(callback, type):
         found = {"on_metrics": callback}

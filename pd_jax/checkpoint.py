@@ -28,9 +28,10 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
-from pd_jax import files, processes, seal
+from pd_jax import files, seal
 from pd_jax.ladder import Stage
-from pd_jax.names import Refused
+from pd_jax.runtime import processes
+from pd_jax.runtime.errors import Refused
 from pd_jax.writers import is_remote
 
 SKIPPED = ocp.PLACEHOLDER  # in place of a leaf that is not to be read

@@ -10,8 +10,9 @@ import traceback
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pd_jax import __version__, names
-from pd_jax.names import Refused
+from pd_jax import __version__
+from pd_jax.runtime import registry
+from pd_jax.runtime.errors import Refused
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Shipped config's name, or a file; then :VARIANT, if any"
@@ -45,7 +46,7 @@ def _resolve(given: str) -> str:
     raise Refused(
         f"--config={given}: no such file; give a file's path, or the name of a config "
         f"that comes with pd_jax: {', '.join(known)}."
-        + names.suggest(pathlib.PurePath(name).stem, known)
+        + registry.suggest(pathlib.PurePath(name).stem, known)
     )
 
 
@@ -107,7 +108,7 @@ def _parse(argv: list[str]) -> list[str]:
         if key and key[1] not in keys:
             raise Refused(
                 f"--config.{key[1]}: no such key in {given}."
-                + names.suggest(key[1], keys)
+                + registry.suggest(key[1], keys)
             )
     try:
         return flags.FLAGS(argv)[1:]

@@ -16,11 +16,11 @@ from pd_jax import (
     ladder,
     methods,
     models,
-    names,
     optim,
     samplers,
     schedules,
 )
+from pd_jax.runtime import registry
 
 MOST = 2**31 - 1  # of whole numbers, which are int32 on devices
 MOST_STEPS = 2**23  # up to which float32 tells the times i/N apart
@@ -248,7 +248,7 @@ def _check_keys(config: ConfigDict) -> None:
         )
     for section, known in (("data", data.known), ("model", models.known)):
         if config[section].name != GIVEN:
-            names.check(config[section].name, known(), f"{section}.name")
+            registry.check(config[section].name, known(), f"{section}.name")
     known = dict(flatten(default(config.data.name, config.model.name))).keys()
     given = dict(flatten(config)).keys()
     missing, unknown = sorted(known - given), sorted(given - known)
@@ -280,9 +280,9 @@ def _check_plateau(section: ConfigDict) -> None:
 def check(config: ConfigDict, num_devices: int) -> None:
     """Raises ValueError for the first value that cannot work, naming its key."""
     _check_keys(config)
-    names.check(config.model.output, conventions.CONVENTIONS, "model.output")
-    names.check(config.precision, PRECISIONS, "precision")
-    names.check(config.schedule.name, schedules.SCHEDULES, "schedule.name")
+    registry.check(config.model.output, conventions.CONVENTIONS, "model.output")
+    registry.check(config.precision, PRECISIONS, "precision")
+    registry.check(config.schedule.name, schedules.SCHEDULES, "schedule.name")
     samplers.parse(config.eval.sampler)
     for key in ("seed", "eval.seed"):
         seed = dict(flatten(config))[key]
@@ -310,9 +310,9 @@ def check(config: ConfigDict, num_devices: int) -> None:
     for name in ["ladder"] if teacher is None else ["teacher", "ladder"]:
         section = config[name]
         distils = name == "ladder"
-        names.check(section.method, methods.known(distils), f"{name}.method")
-        names.check(section.weighting, diffusion.WEIGHTINGS, f"{name}.weighting")
-        names.check(section.decay, optim.DECAYS, f"{name}.decay")
+        registry.check(section.method, methods.known(distils), f"{name}.method")
+        registry.check(section.weighting, diffusion.WEIGHTINGS, f"{name}.weighting")
+        registry.check(section.decay, optim.DECAYS, f"{name}.decay")
         positive = ("batch", "updates", "microbatches")
         _at_least(config, {f"{name}.{key}": 1 for key in positive})
         other = ("learning_rate", "warmup_updates", "clip_norm", "weight_decay")
@@ -324,7 +324,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
                 )
         if distils:
             _check_plateau(section)
-            names.check(section.on_regression, REGRESSIONS, "ladder.on_regression")
+            registry.check(section.on_regression, REGRESSIONS, "ladder.on_regression")
             _at_least(config, {"ladder.regression_factor": 1.0})
         parts = num_devices * section.microbatches
         if section.batch % parts:

@@ -36,9 +36,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pd_jax import diffusion, names
+from pd_jax import diffusion
 from pd_jax.arcs import Denoiser
 from pd_jax.diffusion import Prediction, alpha_sigma, expand
+from pd_jax.runtime import registry
 
 # (params, network input [B, ...], level [B], label [B] or None) -> raw output
 Network = Callable[[object, jax.Array, jax.Array, jax.Array | None], jax.Array]
@@ -141,7 +142,7 @@ def get(name: str) -> Convention:
     Raises:
       ValueError: for an unknown name, listing the known ones.
     """
-    return CONVENTIONS[names.check(name, CONVENTIONS, "output kind")]
+    return CONVENTIONS[registry.check(name, CONVENTIONS, "output kind")]
 
 
 def adapt(network: Network, output: str | Convention) -> Callable[..., Denoiser]:

@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pd_jax import conventions, models, names
+from pd_jax import conventions, models
 from pd_jax.arcs import Denoiser
+from pd_jax.runtime import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,7 @@ def build(section: dict, channels: int, dtype: str = "float32") -> Model:
     """
     fields = dict(section)
     name, output = fields.pop("name", None), fields.pop("output", None)
-    if names.check(dtype, DTYPES, "precision") != "float32":
+    if registry.check(dtype, DTYPES, "precision") != "float32":
         fields["dtype"] = getattr(jnp, dtype)
     out_ch = 2 * channels if output == "both" else channels
     return Model(models.get(name, **fields, out_ch=out_ch), output)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pd_jax import names
+from pd_jax.runtime import registry
 
 OUTPUTS = ("x", "eps", "v", "both")
 WEIGHTINGS = ("constant", "snr", "truncated_snr", "snr_plus_1")
@@ -85,7 +85,7 @@ def predict(
     Raises:
       ValueError: for an unknown kind or an output of the wrong shape.
     """
-    names.check(kind, OUTPUTS, "output kind")
+    registry.check(kind, OUTPUTS, "output kind")
     output, z = jnp.asarray(output), jnp.asarray(z)
     wanted = (*z.shape[:-1], 2 * z.shape[-1]) if kind == "both" else z.shape
     if output.shape != wanted:
@@ -126,7 +126,7 @@ def weighted_mse(
 
     Source: Salimans & Ho 2022, section 4.
     """
-    names.check(weighting, WEIGHTINGS, "loss weighting")
+    registry.check(weighting, WEIGHTINGS, "loss weighting")
 
     def mse(a, b):
         return jnp.mean(jnp.square(a - b), axis=tuple(range(1, a.ndim)))

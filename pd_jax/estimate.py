@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from pd_jax import names
 from pd_jax.costs import Cost, Costs, compiler_memory, count
+from pd_jax.runtime import registry
 from pd_jax.setup import sketch
 
 ROOMY = 0.9  # share of a chip's memory above which a step is called tight
@@ -255,7 +255,7 @@ def run(
       Refused: (a ValueError) for what cannot work, naming flag or config key.
     """
     try:
-        names.check(chip, CHIPS, "--chip")
+        registry.check(chip, CHIPS, "--chip")
         if num_chips < 1:
             raise ValueError(f"--num_chips={num_chips}: must be at least 1")
         if not 0.0 < utilisation <= 1.0:
@@ -265,7 +265,7 @@ def run(
         setup = sketch(config, num_chips)
         costs = count(setup, num_chips)
     except ValueError as error:
-        raise names.Refused(str(error)) from error
+        raise registry.Refused(str(error)) from error
     print(table(name, costs, chip, num_chips, utilisation))
     for training in setup.trainings if compiled else []:
         held, room = compiler_memory(setup, training, num_chips)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from pd_jax import config as configs
 from pd_jax import files
 from pd_jax.evaluate import check_entry
-from pd_jax.names import Refused
+from pd_jax.runtime.errors import Refused
 from pd_jax.writers import is_remote
 
 

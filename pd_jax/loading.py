@@ -20,7 +20,7 @@ from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.denoisers import Model
 from pd_jax.evaluate import Row, check_entry
 from pd_jax.ladder import Stage
-from pd_jax.names import Refused
+from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.student import Student
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from pd_jax import processes
 from pd_jax.callbacks import Callbacks
 from pd_jax.data import Dataset
 from pd_jax.ladder import Stage
+from pd_jax.runtime import processes
+from pd_jax.runtime.progress import Progress
 from pd_jax.setup import Training
-from pd_jax.writers import Progress
 
 BATCHES = 4  # of the training's size, in every measurement of the validation loss
 

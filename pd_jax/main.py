@@ -29,9 +29,10 @@ or training that diverged; 2 a mistake in what was given; 128 + N stopped by sig
 import sys
 
 if __name__ == "__main__":
-    from pd_jax.__main__ import entry
+    import runpy
 
-    sys.exit(entry())
+    runpy.run_module("pd_jax", run_name="__main__")  # the same command
+    sys.exit()
 
 import time
 
@@ -44,8 +45,9 @@ import os
 from absl import flags
 
 # The others take seconds, for which neither --help nor a slip of the pen should wait.
-from pd_jax import command, console, names
-from pd_jax.names import Refused
+from pd_jax import command
+from pd_jax.runtime import console, registry
+from pd_jax.runtime.errors import Refused
 
 DISTRIBUTED = flags.DEFINE_string(
     "distributed", "auto", "How processes join: auto, on or off"
@@ -78,7 +80,8 @@ def _workdir() -> str:
 
 def _run() -> None:
     """Mode `run`: whatever a run still lacks."""
-    from pd_jax import compilation, processes, train
+    from pd_jax import train
+    from pd_jax.runtime import compilation, processes
 
     config, workdir = command.config(), _workdir()
     try:
@@ -99,7 +102,8 @@ def _estimate() -> None:
     """Mode `estimate`: what a run would take."""
     import jax
 
-    from pd_jax import compilation, estimate
+    from pd_jax import estimate
+    from pd_jax.runtime import compilation
 
     config = command.config()
     if not COMPILE.value:  # tracing needs no accelerator, which a run may hold
@@ -120,7 +124,8 @@ def _export() -> None:
 
 def _sample() -> None:
     """Mode `sample`: samples of one student."""
-    from pd_jax import compilation, sampling
+    from pd_jax import sampling
+    from pd_jax.runtime import compilation
 
     for flag in (FROM, OUT):
         if flag.value is None:
@@ -184,7 +189,7 @@ def main(argv: list[str]) -> int:
     try:
         rest = command.parse(argv, __doc__)
         try:
-            names.check(MODE.value, MODES, "mode")
+            registry.check(MODE.value, MODES, "mode")
         except ValueError as error:
             raise Refused(str(error)) from error
         if MODE.value != "compare":  # whose folders they are
@@ -204,9 +209,9 @@ def main(argv: list[str]) -> int:
 
 def _ended(error: Exception) -> int:
     """Says why training ended; returns the exit code. Raises what is unforeseen."""
-    from pd_jax import processes
-    from pd_jax.interrupt import Interrupted
     from pd_jax.loop import Diverged
+    from pd_jax.runtime import processes
+    from pd_jax.runtime.interrupt import Interrupted
 
     if isinstance(error, Diverged):
         console.error(str(error))

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pd_jax import names
 from pd_jax.ladder import Stage
+from pd_jax.runtime import registry
 from pd_jax.state import StageValues, TrainState
 
 DECAYS = ("constant", "linear", "cosine", "cooldown")
@@ -50,7 +50,7 @@ class Descent:
     b2: float = 0.999
 
     def __post_init__(self):
-        names.check(self.decay, DECAYS, "learning rate decay")
+        registry.check(self.decay, DECAYS, "learning rate decay")
 
     @property
     def _chain(self) -> optax.GradientTransformation:

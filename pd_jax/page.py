@@ -13,12 +13,13 @@ import jinja2
 import numpy as np
 from etils import epath
 
-from pd_jax import __version__, figures, processes
+from pd_jax import __version__, figures
 from pd_jax import config as configs
 from pd_jax import record as records
 from pd_jax.figures import STUDENT, TEACHER, Curve
 from pd_jax.record import Record
 from pd_jax.report import LABELS, MAIN
+from pd_jax.runtime import processes
 from pd_jax.writers import write_whole
 
 FILE = "report.html"

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pd_jax import console, conventions
+from pd_jax import conventions
 from pd_jax.conventions import Network
-from pd_jax.names import Refused
 from pd_jax.readings import (
     Alternative,
     Reading,
@@ -27,6 +26,8 @@ from pd_jax.readings import (
     other_levels,
     other_ranges,
 )
+from pd_jax.runtime import console
+from pd_jax.runtime.errors import Refused
 from pd_jax.samplers import sample
 from pd_jax.schedules import Schedule
 from pd_jax.setup import Setup

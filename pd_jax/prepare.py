@@ -12,7 +12,8 @@ import argparse
 import importlib.util
 import sys
 
-from pd_jax.names import Refused, suggest
+from pd_jax.runtime.errors import Refused
+from pd_jax.runtime.registry import suggest
 
 
 def prepare(dataset: str, data_dir: str = "", manual_dir: str = "") -> str:

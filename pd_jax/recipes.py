@@ -2,9 +2,9 @@
 
 from ml_collections import ConfigDict
 
-from pd_jax import names
 from pd_jax.config import default
 from pd_jax.ladder import step_counts
+from pd_jax.runtime import registry
 
 
 def paper(data_name: str, start: int) -> ConfigDict:
@@ -84,7 +84,7 @@ def smoke_unet(config: ConfigDict) -> None:
 
 def lsun(dataset: str, variant: str) -> ConfigDict:
     """The paper's recipe for the two LSUN sets, at 128x128."""
-    names.check(variant, ("", "improved", "smoke"), "variant")
+    registry.check(variant, ("", "improved", "smoke"), "variant")
     config = paper("shapes" if variant == "smoke" else "tfds", start=1024)
     config.data.flip = True
     config.model.output = "both"

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pd_jax import names
 from pd_jax.arcs import Arc, Denoiser, travel
 from pd_jax.diffusion import alpha_sigma, posterior, variance_weight
+from pd_jax.runtime import registry
 from pd_jax.schedules import Schedule
 
 METHODS = ("ddim", "ancestral", "heun", "dpmpp_2m")
@@ -28,7 +28,7 @@ def parse(method: str) -> tuple[str, str]:
       ValueError: for an unknown method or variance, listing the known ones.
     """
     name, _, variance = method.partition(":")
-    names.check(name, METHODS, "sampler")
+    registry.check(name, METHODS, "sampler")
     if name != "ancestral":
         if variance:
             raise ValueError(f'sampler "{method}": only "ancestral" takes a variance')

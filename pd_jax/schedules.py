@@ -19,7 +19,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from pd_jax import names
+from pd_jax.runtime import registry
 
 
 class Schedule(Protocol):
@@ -115,7 +115,7 @@ def get(name: str, **kw) -> Schedule:
     Raises:
       ValueError: for an unknown name, listing the known ones, or wrong keywords.
     """
-    make = SCHEDULES[names.check(name, SCHEDULES, "schedule")]
+    make = SCHEDULES[registry.check(name, SCHEDULES, "schedule")]
     try:
         return make(**kw)
     except TypeError as error:

@@ -13,10 +13,11 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from pd_jax import checkpoint, console, files, folder, report
+from pd_jax import checkpoint, files, folder, report
 from pd_jax import config as configs
 from pd_jax.evaluate import Row, check_entry, planned_rows
-from pd_jax.names import Refused
+from pd_jax.runtime import console
+from pd_jax.runtime.errors import Refused
 from pd_jax.writers import JsonLines
 
 HEAD = f"{'':14}{'updates':>15}{'loss':>10}{'updates/s':>11}  last checkpoint"

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pd_jax import compilation
+from pd_jax.runtime import compilation
 
 AXIS = "batch"
 AHEAD = 2  # calls whose batches are on the devices before they are needed

@@ -13,8 +13,9 @@ import numpy as np
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pd_jax import bundle, denoisers, files, names, samplers, schedules
+from pd_jax import bundle, denoisers, files, samplers, schedules
 from pd_jax.denoisers import Model
+from pd_jax.runtime import registry
 from pd_jax.schedules import Schedule
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -114,7 +115,7 @@ class Student:
             raise ValueError(f"label={label}: this student has no labels")
         if isinstance(label, str) and not isinstance(self.labels, int):
             known = list(self.labels)
-            return known.index(names.check(label, known, "label"))
+            return known.index(registry.check(label, known, "label"))
         if isinstance(label, str) or not 0 <= label < self.num_classes:
             raise ValueError(
                 f"label={label}: labels are whole numbers from 0 to "

@@ -16,26 +16,26 @@ from pd_jax import (
     __version__,
     announce,
     boards,
-    console,
     doubts,
     folder,
     loading,
     memory,
     preflight,
-    processes,
     report,
 )
 from pd_jax.callbacks import Callbacks
 from pd_jax.checkpoint import Damaged
 from pd_jax.evaluate import GRID, Evaluation, Row, rows
-from pd_jax.interrupt import Interrupt
 from pd_jax.ladder import Stage
 from pd_jax.loop import Loop
-from pd_jax.names import Refused
 from pd_jax.page import Page
+from pd_jax.runtime import console, processes
+from pd_jax.runtime.errors import Refused
+from pd_jax.runtime.interrupt import Interrupt
+from pd_jax.runtime.progress import Progress
 from pd_jax.setup import Setup, Training, build
 from pd_jax.stages import Stages
-from pd_jax.writers import JsonLines, Progress, write_whole
+from pd_jax.writers import JsonLines, write_whole
 
 
 def run(

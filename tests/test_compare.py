@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pd_jax import compare
-from pd_jax.names import Refused
+from pd_jax.runtime.errors import Refused
 from tests.run_folders import make
 from tests.test_page import Parsed
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from pd_jax import console
+from pd_jax.runtime import console
 
 
 class Terminal(io.StringIO):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pd_jax.data._records import Records
-from pd_jax.names import Refused
+from pd_jax.runtime.errors import Refused
 
 
 class Encoded:

@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from pd_jax import processes
+from pd_jax.runtime import processes
 
 ROOT = pathlib.Path(__file__).parents[1]
 ALLOCATION = {

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pd_jax import checkpoint, status
-from pd_jax.names import Refused
+from pd_jax.runtime.errors import Refused
 from tests.test_train import tiny
 
 

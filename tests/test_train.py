@@ -14,12 +14,13 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from pd_jax import checkpoint, console, status, train
+from pd_jax import checkpoint, status, train
 from pd_jax.config import default
-from pd_jax.interrupt import Interrupted
 from pd_jax.loop import Loop
 from pd_jax.metrics import Moments, inception, save_statistics
-from pd_jax.names import Refused
+from pd_jax.runtime import console
+from pd_jax.runtime.errors import Refused
+from pd_jax.runtime.interrupt import Interrupted
 from pd_jax.writers import JsonLines
 
 

@@ -34,10 +34,11 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from pd_jax import command, console, data, names
+from pd_jax import command, data
 from pd_jax import config as configs
 from pd_jax.command import CONFIG
-from pd_jax.names import Refused
+from pd_jax.runtime import console, registry
+from pd_jax.runtime.errors import Refused
 
 MEASURES = ("start", "step", "sampler", "loop", "data", "compiles")
 STARTS = 10  # no further start after this many times --seconds
@@ -151,7 +152,7 @@ def variants(config: ConfigDict, texts: list[str], training: str) -> list[Varian
                 known = [*flat, *shorts]
                 raise Refused(
                     f"--compare={part}: this config has no key {key}."
-                    + names.suggest(key, known)
+                    + registry.suggest(key, known)
                 )
             current = flat[key]
             if given:  # commas within brackets are part of a value
@@ -188,9 +189,9 @@ def _prepare(config: ConfigDict, batch: int | None) -> None:
 
 def _check() -> None:
     """Refuses flags that cannot work, before anything is measured."""
-    names.check(TRAINING.value, ("teacher", "ladder"), "--training")
+    registry.check(TRAINING.value, ("teacher", "ladder"), "--training")
     for measure in MEASURE.value:
-        names.check(measure, MEASURES, "--measure")
+        registry.check(measure, MEASURES, "--measure")
     for flag, least in ((REPEATS, 1), (BATCH, 1)):
         if flag.value is not None and flag.value < least:
             raise Refused(f"--{flag.name}={flag.value}: must be at least {least}")

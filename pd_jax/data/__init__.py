@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pd_jax import names
 from pd_jax.arcs import Denoiser
+from pd_jax.runtime import registry
 
 
 class Description(NamedTuple):
@@ -194,11 +194,11 @@ def _flips(num: int, seed: tuple[int, ...]) -> np.ndarray:
 
 def known() -> list[str]:
     """The data sets' names."""
-    return names.members(sys.modules[__name__])
+    return registry.members(sys.modules[__name__])
 
 
 def _module(name: str) -> ModuleType:
-    return names.member(sys.modules[__name__], name, "data set")
+    return registry.member(sys.modules[__name__], name, "data set")
 
 
 def options(name: str) -> dict:
@@ -215,7 +215,7 @@ def get(name: str, **kw) -> Dataset:
         cannot be used.
     """
     for key in kw:
-        names.check(key, options(name), f'option of data set "{name}"')
+        registry.check(key, options(name), f'option of data set "{name}"')
     return _module(name).load(**kw)
 
 

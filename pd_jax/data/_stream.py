@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pd_jax.data import Dataset, InMemory, to_float
-from pd_jax.names import Refused
+from pd_jax.runtime.errors import Refused
 
 ROUNDING = 1e-3  # by which images may leave [-1, 1]
 

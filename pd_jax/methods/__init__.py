@@ -27,12 +27,12 @@ as two.
 
 import sys
 
-from pd_jax import names
+from pd_jax.runtime import registry
 
 
 def known(needs_teacher: bool | None = None) -> list[str]:
     """The methods' names: all, or those that do, or do not, learn from a teacher."""
-    found = names.members(sys.modules[__name__])
+    found = registry.members(sys.modules[__name__])
     if needs_teacher is None:
         return found
     return [name for name in found if get(name).needs_teacher == needs_teacher]
@@ -40,4 +40,4 @@ def known(needs_teacher: bool | None = None) -> list[str]:
 
 def get(name: str) -> type:
     """The class `Method` of the method called `name`; ValueError lists the known."""
-    return names.member(sys.modules[__name__], name, "method").Method
+    return registry.member(sys.modules[__name__], name, "method").Method

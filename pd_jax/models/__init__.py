@@ -21,18 +21,18 @@ import sys
 
 import flax.linen as nn
 
-from pd_jax import names
+from pd_jax.runtime import registry
 
 _SET_BY_USE = ("out_ch", "dropout", "dtype")
 
 
 def known() -> list[str]:
     """The networks' names."""
-    return names.members(sys.modules[__name__])
+    return registry.members(sys.modules[__name__])
 
 
 def _network(name: str) -> type[nn.Module]:
-    return names.member(sys.modules[__name__], name, "network").Network
+    return registry.member(sys.modules[__name__], name, "network").Network
 
 
 def fields(name: str) -> dict:
@@ -61,7 +61,7 @@ def get(name: str, **kw) -> nn.Module:
     """
     for key in kw:
         allowed = [*fields(name), *_SET_BY_USE]
-        names.check(key, allowed, f'field of network "{name}"')
+        registry.check(key, allowed, f'field of network "{name}"')
     # As JSON gives them; a module must be hashable.
     kw = {k: tuple(v) if isinstance(v, list) else v for k, v in kw.items()}
     return _network(name)(**kw)

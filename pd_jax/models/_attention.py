@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pd_jax import names
+from pd_jax.runtime import registry
 
 KINDS = ("auto", "xla", "cudnn")
 
@@ -24,7 +24,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, kind: str) -> jax.Array:
     Raises:
       ValueError: for an unknown kind.
     """
-    names.check(kind, KINDS, "model.attention")
+    registry.check(kind, KINDS, "model.attention")
     if kind == "auto":
         kind = "cudnn" if _has_cudnn(q.shape[1:], q.dtype) else "xla"
     return jax.nn.dot_product_attention(q, k, v, implementation=kind)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pd_jax import names
+from pd_jax.runtime import registry
 
 LOGSNR_INPUTS = ("inv_cos", "linear", "sigmoid")
 
@@ -22,7 +22,7 @@ def time_input(logsnr: jax.Array, kind: str) -> jax.Array:
 
     Source: the released networks (field `logsnr_input_type`).
     """
-    names.check(kind, LOGSNR_INPUTS, "model.logsnr_input_type")
+    registry.check(kind, LOGSNR_INPUTS, "model.logsnr_input_type")
     if kind == "inv_cos":
         clipped = jnp.clip(logsnr, -20.0, 20.0)
         return jnp.arctan(jnp.exp(-0.5 * clipped)) / (0.5 * math.pi)

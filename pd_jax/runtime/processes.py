@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pd_jax import names
+from pd_jax.runtime import registry
 
 WAYS = ("auto", "on", "off")
 MOST_TOLD = 300  # bytes
@@ -34,7 +34,7 @@ def join(way: str = "auto") -> None:
         does not find.
       ConnectionError: where what knows the cluster does not answer.
     """
-    names.check(way, WAYS, "--distributed")
+    registry.check(way, WAYS, "--distributed")
     if way == "off":
         return
     keys = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -111,7 +111,7 @@ def agree(decide: Callable[[], Any]) -> Any:
     mine = text if is_first() else np.zeros(size, np.uint8)
     told = json.loads(bytes(multihost_utils.broadcast_one_to_all(mine)).decode())
     if "ValueError" in told:
-        raise names.Refused(told["ValueError"])
+        raise registry.Refused(told["ValueError"])
     if "OSError" in told:
         raise OSError(told["OSError"])
     return told["value"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import jax
 
-from pd_jax import console
+from pd_jax.runtime import console
 
 FOLDER = "~/.cache/pd_jax/compiled"
 LEAST_SECONDS = 0.2  # of a compilation that is worth keeping

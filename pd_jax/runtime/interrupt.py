@@ -8,7 +8,7 @@ import threading
 
 import jax
 
-from pd_jax import processes
+from pd_jax.runtime import processes
 
 PATIENCE_SECONDS = 20.0  # of 30 that clouds give: the rest is for saving
 NOT_SAVED = "no safe place to stop at: what came after the last checkpoint is lost"

@@ -7,10 +7,6 @@ from collections.abc import Iterable
 from types import ModuleType
 
 
-class Refused(ValueError):
-    """What a person gave cannot work; the message tells them why, and what can."""
-
-
 def suggest(name: str, known: Iterable[str]) -> str:
     """' Did you mean "x"?' where a known name is close, else the empty string."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)

@@ -1,0 +1,1 @@
+"""What a process needs: errors, the registry, the console, signals, other processes."""
