@@ -14,7 +14,7 @@ from PIL import Image
 
 from pd_jax.report import image_grid
 from pd_jax.runtime.errors import Refused
-from pd_jax.writers import is_remote, write_whole
+from pd_jax.storage.writers import is_remote, write_whole
 
 FLUSH_SECONDS = 5.0  # after which what is drawn can be seen
 

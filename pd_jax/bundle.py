@@ -20,9 +20,9 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from pd_jax import files
 from pd_jax.runtime.errors import Refused
-from pd_jax.writers import write_whole
+from pd_jax.storage import files
+from pd_jax.storage.writers import write_whole
 
 FORMAT = 1
 SUFFIX = ".safetensors"

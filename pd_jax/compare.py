@@ -14,7 +14,7 @@ from pd_jax.record import Record
 from pd_jax.report import LABELS, MAIN
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
-from pd_jax.writers import write_whole
+from pd_jax.storage.writers import write_whole
 
 MOST = len(figures.RUNS)
 BEST = "the teacher at its best"

@@ -15,14 +15,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pd_jax import files
 from pd_jax.metrics import inception, load_statistics, rmse
 from pd_jax.metrics.summary import KEPT, SIDE, Reference, Summary
 from pd_jax.runtime import compilation, processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.samplers import noise, sample, step_keys
 from pd_jax.setup import Setup
-from pd_jax.writers import write_whole
+from pd_jax.storage import files
+from pd_jax.storage.writers import write_whole
 
 EXACT_STEPS = 4096  # of Heun's method: the exact flow to 1e-5 on the ring
 GRID = 64  # samples of a grid

@@ -9,10 +9,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax import files
 from pd_jax.evaluate import check_entry
 from pd_jax.runtime.errors import Refused
-from pd_jax.writers import is_remote
+from pd_jax.storage import files
+from pd_jax.storage.writers import is_remote
 
 
 def path(workdir: str | os.PathLike) -> epath.Path:

@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, bundle, denoisers, files, schedules, setup
+from pd_jax import __version__, bundle, denoisers, schedules, setup
 from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.denoisers import Model
@@ -22,6 +22,7 @@ from pd_jax.evaluate import Row, check_entry
 from pd_jax.ladder import Stage
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
+from pd_jax.storage import files
 from pd_jax.student import Student
 
 KEPT = ("num_steps", "shape", "clip", "sampler", "labels", "metrics", "facts")

@@ -20,7 +20,7 @@ from pd_jax.figures import STUDENT, TEACHER, Curve
 from pd_jax.record import Record
 from pd_jax.report import LABELS, MAIN
 from pd_jax.runtime import processes
-from pd_jax.writers import write_whole
+from pd_jax.storage.writers import write_whole
 
 FILE = "report.html"
 RENEWED_SECONDS = 30  # at most so often, but at the ends of stages

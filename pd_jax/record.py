@@ -16,10 +16,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax import files
 from pd_jax.evaluate import check_entry
 from pd_jax.ladder import Stage
-from pd_jax.writers import JsonLines
+from pd_jax.storage import files
+from pd_jax.storage.writers import JsonLines
 
 # What files that are not as a run wrote them lead to.
 DAMAGE = (

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pd_jax.evaluate import Evaluation, Row
 from pd_jax.setup import Setup
-from pd_jax.writers import write_whole
+from pd_jax.storage.writers import write_whole
 
 # Two colours that stay apart in print and to colour-blind eyes.
 COLOURS = {"teacher": "#b35806", "student": "#3a5fa8"}

@@ -19,13 +19,14 @@ from etils import epath
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pd_jax import files, loading, report, samplers
+from pd_jax import loading, report, samplers
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupt
 from pd_jax.runtime.progress import Progress
+from pd_jax.storage import files
+from pd_jax.storage.writers import write_whole
 from pd_jax.student import Student
-from pd_jax.writers import write_whole
 
 BATCH = 256
 MOST_IN_GRID = 4096

@@ -10,7 +10,7 @@ import zlib
 
 from etils import epath
 
-from pd_jax import files
+from pd_jax.storage import files
 
 NAME = "sums.json"
 CHUNK = 2**24  # bytes

@@ -13,12 +13,13 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from pd_jax import checkpoint, files, folder, report
+from pd_jax import checkpoint, folder, report
 from pd_jax import config as configs
 from pd_jax.evaluate import Row, check_entry, planned_rows
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
-from pd_jax.writers import JsonLines
+from pd_jax.storage import files
+from pd_jax.storage.writers import JsonLines
 
 HEAD = f"{'':14}{'updates':>15}{'loss':>10}{'updates/s':>11}  last checkpoint"
 PARTS = ("checkpoints", "evaluation", "samples", "damaged")  # of a run's folder

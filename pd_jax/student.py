@@ -13,10 +13,11 @@ import numpy as np
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pd_jax import bundle, denoisers, files, samplers, schedules
+from pd_jax import bundle, denoisers, samplers, schedules
 from pd_jax.denoisers import Model
 from pd_jax.runtime import registry
 from pd_jax.schedules import Schedule
+from pd_jax.storage import files
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ANY = -1  # in place of a label: drawn from all, as likely each

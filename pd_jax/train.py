@@ -35,7 +35,7 @@ from pd_jax.runtime.interrupt import Interrupt
 from pd_jax.runtime.progress import Progress
 from pd_jax.setup import Setup, Training, build
 from pd_jax.stages import Stages
-from pd_jax.writers import JsonLines, write_whole
+from pd_jax.storage.writers import JsonLines, write_whole
 
 
 def run(

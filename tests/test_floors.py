@@ -10,8 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "pd_jax"
 FLOORS = [
     "runtime",
-    "files",
-    "writers",
+    "storage",
     "schedules",
     "diffusion",
     "arcs",

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pd_jax import files
 from pd_jax.metrics import inception
+from pd_jax.storage import files
 
 VECTORS = pathlib.Path(__file__).parent / "vectors_metrics.npz"
 SIZES = [(32, 32), (64, 48), (320, 310), (299, 299)]

@@ -21,7 +21,7 @@ from pd_jax.metrics import Moments, inception, save_statistics
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupted
-from pd_jax.writers import JsonLines
+from pd_jax.storage.writers import JsonLines
 
 
 def tiny(**changes):

@@ -24,12 +24,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pd_jax import bundle, data, denoisers, files, loading
+from pd_jax import bundle, data, denoisers, loading
 from pd_jax.checkpoint import load_released
 from pd_jax.data import _folder_cache
 from pd_jax.evaluate import check_entry
 from pd_jax.metrics import load_statistics
-from pd_jax.writers import JsonLines
+from pd_jax.storage import files
+from pd_jax.storage.writers import JsonLines
 
 MOST = 2**28  # bytes that reading any of these small files may add
 EXAMPLES = 250  # of each test; most make two files

@@ -23,7 +23,7 @@ from etils import epath
 from tqdm import tqdm
 
 from pd_jax.data._images import Unreadable, resize, square
-from pd_jax.files import read_json
+from pd_jax.storage.files import read_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # in capitals, too
 FORMAT = 1  # of the cache, and of how pictures are decoded

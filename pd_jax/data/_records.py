@@ -18,8 +18,8 @@ from absl import flags
 
 from pd_jax.data import Dataset, to_float
 from pd_jax.data._images import Unreadable, decode
-from pd_jax.files import brief
 from pd_jax.runtime.errors import Refused
+from pd_jax.storage.files import brief
 
 BUFFERED = 2  # batches that every reading process holds ready, beside those it works on
 

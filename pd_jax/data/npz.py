@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from pd_jax import files
 from pd_jax.data import Dataset, InMemory
+from pd_jax.storage import files
 
 
 def load(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pd_jax import files
+from pd_jax.storage import files
 
 SIDE = 299  # pixels that the network sees
 CLASSES = 1008

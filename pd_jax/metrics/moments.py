@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 from etils import epath
 
-from pd_jax import files
-from pd_jax.writers import write_whole
+from pd_jax.storage import files
+from pd_jax.storage.writers import write_whole
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pd_jax import files
 from pd_jax.metrics.frechet import frechet_distance, shrink
 from pd_jax.metrics.kernel import kernel_distance
 from pd_jax.metrics.manifold import precision_recall
 from pd_jax.metrics.moments import Moments, RunningMoments
 from pd_jax.metrics.score import inception_score
+from pd_jax.storage import files
 
 SIDE = 16  # pixels a side at which the Frechet distance of pixels is taken, at most
 KEPT = 10_000  # examples whose features are kept for metrics that are no moments
