@@ -20,9 +20,10 @@ import textwrap
 import tokenize
 
 from pd_jax import config as configs
-from pd_jax import conventions, data, diffusion, methods, models, optim, samplers
+from pd_jax import conventions, data, diffusion, methods, models, samplers
 from pd_jax import schedules as schedule_module
 from pd_jax.models import _attention, _embedding
+from pd_jax.training import optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 CHOICES = {
@@ -35,8 +36,8 @@ CHOICES = {
     "ladder.method": methods.known(True),
     "teacher.weighting": diffusion.WEIGHTINGS,
     "ladder.weighting": diffusion.WEIGHTINGS,
-    "teacher.decay": optim.DECAYS,
-    "ladder.decay": optim.DECAYS,
+    "teacher.decay": optimizer.DECAYS,
+    "ladder.decay": optimizer.DECAYS,
     "ladder.on_regression": configs.REGRESSIONS,
     "eval.sampler": samplers.METHODS,
     "model.logsnr_input_type": _embedding.LOGSNR_INPUTS,

@@ -73,7 +73,8 @@ def distil(
         with (z, logsnr); "ddpm", "edm" or "flow" (docs/foreign_teachers.md).
       config: in place of the defaults, `pd_jax.config.default("given", "given")`,
         changed.
-      callbacks: functions or objects to be told what happens (`pd_jax.callbacks`).
+      callbacks: functions or objects to be told what happens
+      (`pd_jax.training.callbacks`).
       **keys: a config's keys: those of section `ladder` by themselves (start, end,
         factor, updates, learning_rate, ema, ...; pd_jax/config.py has all of them);
         seed and precision; and sections `schedule`, `eval` and `run`, with a dict of

@@ -29,11 +29,11 @@ import tensorstore
 from etils import epath
 
 from pd_jax import seal
-from pd_jax.ladder import Stage
 from pd_jax.runtime import processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
 from pd_jax.storage.writers import is_remote
+from pd_jax.training.stage import Stage
 
 SKIPPED = ocp.PLACEHOLDER  # in place of a leaf that is not to be read
 FORMAT = 1  # of the saved tree and its metadata

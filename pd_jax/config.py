@@ -9,18 +9,11 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from pd_jax import (
-    conventions,
-    data,
-    diffusion,
-    ladder,
-    methods,
-    models,
-    optim,
-    samplers,
-    schedules,
-)
+from pd_jax import conventions, data, diffusion, methods, models, samplers, schedules
+from pd_jax.methods.progressive import step_counts
 from pd_jax.runtime import registry
+from pd_jax.training import optimizer
+from pd_jax.training.stage import Stage
 
 MOST = 2**31 - 1  # of whole numbers, which are int32 on devices
 MOST_STEPS = 2**23  # up to which float32 tells the times i/N apart
@@ -176,7 +169,7 @@ def differences(old: dict, new: dict) -> list[str]:
     ]
 
 
-def student_stages(config: ConfigDict, start: int = 0) -> list[ladder.Stage]:
+def student_stages(config: ConfigDict, start: int = 0) -> list[Stage]:
     """The ladder's stages, in order; ValueError names the key at fault.
 
     Args:
@@ -185,7 +178,7 @@ def student_stages(config: ConfigDict, start: int = 0) -> list[ladder.Stage]:
         above; 0 for any.
     """
     lad = config.ladder
-    counts = ladder.step_counts(lad.start, lad.end, lad.factor)
+    counts = step_counts(lad.start, lad.end, lad.factor)
     per_stage = {}
     for key in ("updates", "learning_rate"):
         values = tuple(lad[key])
@@ -197,7 +190,7 @@ def student_stages(config: ConfigDict, start: int = 0) -> list[ladder.Stage]:
         per_stage[key] = values * len(counts) if len(values) == 1 else values
     if start:
         try:
-            below = ladder.step_counts(start, lad.end, lad.factor)
+            below = step_counts(start, lad.end, lad.factor)
         except ValueError as error:
             raise ValueError(
                 f"teacher.released is a student of {start} steps, where the ladder "
@@ -210,18 +203,18 @@ def student_stages(config: ConfigDict, start: int = 0) -> list[ladder.Stage]:
             for key, values in per_stage.items()
         }
     return [
-        ladder.Stage(f"student_{n}", i, n, updates, rate)
+        Stage(f"student_{n}", i, n, updates, rate)
         for i, (n, updates, rate) in enumerate(zip(counts, *per_stage.values()))
     ]
 
 
-def teacher_stage(config: ConfigDict) -> ladder.Stage | None:
+def teacher_stage(config: ConfigDict) -> Stage | None:
     """The teacher's stage, or None where there is nothing to train."""
     tea = config.teacher
     if tea.exact or tea.released:
         return None
     num_steps = config.ladder.start if tea.discrete else 0
-    return ladder.Stage("teacher", 0, num_steps, tea.updates, tea.learning_rate)
+    return Stage("teacher", 0, num_steps, tea.updates, tea.learning_rate)
 
 
 def _at_least(config: ConfigDict, bounds: dict[str, float]) -> None:
@@ -312,7 +305,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
         distils = name == "ladder"
         registry.check(section.method, methods.known(distils), f"{name}.method")
         registry.check(section.weighting, diffusion.WEIGHTINGS, f"{name}.weighting")
-        registry.check(section.decay, optim.DECAYS, f"{name}.decay")
+        registry.check(section.decay, optimizer.DECAYS, f"{name}.decay")
         positive = ("batch", "updates", "microbatches")
         _at_least(config, {f"{name}.{key}": 1 for key in positive})
         other = ("learning_rate", "warmup_updates", "clip_norm", "weight_decay")

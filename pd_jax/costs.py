@@ -21,10 +21,11 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from pd_jax import evaluate, samplers
-from pd_jax.ladder import Stage
-from pd_jax.optim import Descent
-from pd_jax.setup import Setup, Training
-from pd_jax.step import AHEAD, Step
+from pd_jax.setup import Setup
+from pd_jax.training.optimizer import Descent
+from pd_jax.training.stage import Stage
+from pd_jax.training.step import AHEAD, Step
+from pd_jax.training.training import Training
 
 # Operations whose result shows the same numbers in another form.
 VIEWS = ("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim")

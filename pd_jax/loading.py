@@ -19,11 +19,11 @@ from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.denoisers import Model
 from pd_jax.evaluate import Row, check_entry
-from pd_jax.ladder import Stage
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
 from pd_jax.student import Student
+from pd_jax.training.stage import Stage
 
 KEPT = ("num_steps", "shape", "clip", "sampler", "labels", "metrics", "facts")
 

@@ -209,9 +209,9 @@ def main(argv: list[str]) -> int:
 
 def _ended(error: Exception) -> int:
     """Says why training ended; returns the exit code. Raises what is unforeseen."""
-    from pd_jax.loop import Diverged
     from pd_jax.runtime import processes
     from pd_jax.runtime.interrupt import Interrupted
+    from pd_jax.training.loop import Diverged
 
     if isinstance(error, Diverged):
         console.error(str(error))

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from pd_jax.config import default
-from pd_jax.ladder import step_counts
+from pd_jax.methods.progressive import step_counts
 from pd_jax.runtime import registry
 
 

@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 from pd_jax import config as configs
 from pd_jax.evaluate import check_entry
-from pd_jax.ladder import Stage
 from pd_jax.storage import files
 from pd_jax.storage.writers import JsonLines
+from pd_jax.training.stage import Stage
 
 # What files that are not as a run wrote them lead to.
 DAMAGE = (

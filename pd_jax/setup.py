@@ -15,38 +15,12 @@ from pd_jax.arcs import Denoiser
 from pd_jax.checkpoint import load_released
 from pd_jax.data import Dataset, Description
 from pd_jax.denoisers import Model
-from pd_jax.ladder import Plateau, Stage
 from pd_jax.metrics import inception, load_statistics
-from pd_jax.optim import Descent
 from pd_jax.schedules import Schedule
-from pd_jax.step import Measure, Step
-
-
-@dataclasses.dataclass
-class Training:
-    """One compiled step and the stages that it runs, in order.
-
-    Attributes:
-      name: "teacher" or "ladder".
-      method: the objective.
-      step: its update on all devices.
-      stages: the stages.
-      batch: examples per update.
-      key: base random key, placed.
-      seed: base seed of the data order.
-      plateau: when a stage ends early.
-      measure: the validation loss of what a stage would hand over; None for no checks.
-    """
-
-    name: str
-    method: object
-    step: Step
-    stages: list[Stage]
-    batch: int
-    key: jax.Array
-    seed: tuple[int, ...]
-    plateau: Plateau
-    measure: Measure | None
+from pd_jax.training.optimizer import Descent
+from pd_jax.training.plateau import Plateau
+from pd_jax.training.step import Measure, Step
+from pd_jax.training.training import Training
 
 
 @dataclasses.dataclass

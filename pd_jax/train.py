@@ -23,19 +23,20 @@ from pd_jax import (
     preflight,
     report,
 )
-from pd_jax.callbacks import Callbacks
 from pd_jax.checkpoint import Damaged
 from pd_jax.evaluate import GRID, Evaluation, Row, rows
-from pd_jax.ladder import Stage
-from pd_jax.loop import Loop
 from pd_jax.page import Page
 from pd_jax.runtime import console, processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupt
 from pd_jax.runtime.progress import Progress
-from pd_jax.setup import Setup, Training, build
+from pd_jax.setup import Setup, build
 from pd_jax.stages import Stages
 from pd_jax.storage.writers import JsonLines, write_whole
+from pd_jax.training.callbacks import Callbacks
+from pd_jax.training.loop import Loop
+from pd_jax.training.stage import Stage
+from pd_jax.training.training import Training
 
 
 def run(
@@ -54,7 +55,8 @@ def run(
       name: the run's name, for the report.
       began: `time.monotonic()` at which the run began; now where None.
       setup: what the config names, where that is built already.
-      callbacks: who is told of what happens (`pd_jax.callbacks`), after metrics.jsonl
+      callbacks: who is told of what happens (`pd_jax.training.callbacks`), after
+      metrics.jsonl
         and those that the config asks for.
 
     Returns:

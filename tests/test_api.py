@@ -15,13 +15,13 @@ from tensorboardX.proto import event_pb2
 
 import pd_jax
 from pd_jax import boards
-from pd_jax.callbacks import Callbacks
 from pd_jax.config import default
 from pd_jax.data import InMemory
 from pd_jax.data._stream import Stream
 from pd_jax.denoisers import Function, Model
 from pd_jax.runtime import processes
 from pd_jax.runtime.errors import Refused
+from pd_jax.training.callbacks import Callbacks
 
 SHAPE = (4, 4, 1)
 IMAGES = np.random.default_rng(0).uniform(-1.0, 1.0, (64, *SHAPE)).astype(np.float32)

@@ -13,8 +13,8 @@ from etils import epath
 
 from pd_jax import checkpoint, seal
 from pd_jax.checkpoint import StageCheckpoints
-from pd_jax.ladder import Stage
-from pd_jax.state import StageValues, TrainState
+from pd_jax.training.stage import Stage
+from pd_jax.training.state import StageValues, TrainState
 from tests.test_damage import flip, largest
 
 STAGE = Stage("teacher", 0, 0, 40, 1e-3)

@@ -8,9 +8,9 @@ import signal
 import pytest
 
 from pd_jax import checkpoint, seal, status, train
-from pd_jax.loop import Loop
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupted
+from pd_jax.training.loop import Loop
 from tests.test_train import tiny
 
 # Where a checkpoint that has no seal cannot be read, tasks of the storage library fail

@@ -1,6 +1,7 @@
 import pytest
 
-from pd_jax.ladder import Plateau, step_counts
+from pd_jax.methods.progressive import step_counts
+from pd_jax.training.plateau import Plateau
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pd_jax import loop
 from pd_jax.data import InMemory
 from pd_jax.runtime import processes
+from pd_jax.training import loop
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 from pd_jax import main
-from pd_jax.step import Step
+from pd_jax.training.step import Step
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS, PHOTOS, FOLDER, CIFAR = (

@@ -15,10 +15,10 @@ import pytest
 
 from pd_jax import analytic, methods, models
 from pd_jax.denoisers import Model
-from pd_jax.ladder import Stage
 from pd_jax.methods import _draws
-from pd_jax.optim import Descent
-from pd_jax.step import Measure, Step
+from pd_jax.training.optimizer import Descent
+from pd_jax.training.stage import Stage
+from pd_jax.training.step import Measure, Step
 
 RNG = np.random.default_rng(0)
 SHAPE = (4, 4, 1)

@@ -9,8 +9,8 @@ import pytest
 from pd_jax import config as configs
 from pd_jax import costs, models, setup
 from pd_jax.denoisers import Model
-from pd_jax.ladder import Stage
 from pd_jax.models import _attention
+from pd_jax.training.stage import Stage
 
 SMALL = {
     "mlp": dict(width=32, num_blocks=2),

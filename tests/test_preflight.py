@@ -7,10 +7,10 @@ from closed_forms import CONVENTIONS, IMAGES, RING, examples, network
 
 from pd_jax import data, methods, models, schedules
 from pd_jax.denoisers import Model
-from pd_jax.ladder import Stage
-from pd_jax.optim import Descent
 from pd_jax.preflight import check
 from pd_jax.runtime.errors import Refused
+from pd_jax.training.optimizer import Descent
+from pd_jax.training.stage import Stage
 
 STD = 0.15
 SCHEDULE = schedules.cosine(-8.5, 9.0)  # known to every convention

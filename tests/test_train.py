@@ -16,12 +16,12 @@ from PIL import Image
 
 from pd_jax import checkpoint, status, train
 from pd_jax.config import default
-from pd_jax.loop import Loop
 from pd_jax.metrics import Moments, inception, save_statistics
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupted
 from pd_jax.storage.writers import JsonLines
+from pd_jax.training.loop import Loop
 
 
 def tiny(**changes):

@@ -19,10 +19,11 @@ from pd_jax.bench import timing
 from pd_jax.bench.timing import OUT_OF_MEMORY, Compilations, Figure, reason
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.evaluate import Evaluation, rows
-from pd_jax.loop import Loop
 from pd_jax.runtime.progress import Progress
-from pd_jax.setup import Setup, Training, build
+from pd_jax.setup import Setup, build
 from pd_jax.storage.writers import JsonLines
+from pd_jax.training.loop import Loop
+from pd_jax.training.training import Training
 
 SAMPLER_STEPS = 16  # of the sampler that is timed; rows of no more are compiled for
 STAGES = 4  # of a ladder, at most, over which compilations are counted

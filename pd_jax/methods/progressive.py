@@ -13,11 +13,35 @@ from pd_jax import arcs
 from pd_jax.arcs import Denoiser
 from pd_jax.denoisers import Model
 from pd_jax.diffusion import diffuse, predict, weighted_mse
-from pd_jax.ladder import Stage
 from pd_jax.methods import _draws
-from pd_jax.optim import Descent
 from pd_jax.schedules import Schedule
-from pd_jax.state import TrainState
+from pd_jax.training.optimizer import Descent
+from pd_jax.training.stage import Stage
+from pd_jax.training.state import TrainState
+
+
+def step_counts(start: int, end: int, factor: int = 2) -> tuple[int, ...]:
+    """The students' step counts, start/factor down to end, e.g. 8 -> (4, 2, 1).
+
+    Raises:
+      ValueError: unless start = end * factor^n with n >= 1, end >= 1, factor >= 2.
+    """
+    if end < 1 or factor < 2:
+        raise ValueError(
+            f"ladder end={end}, factor={factor}: end is at least 1, factor at least 2"
+        )
+    counts = [end]
+    while counts[-1] * factor < start:
+        counts.append(counts[-1] * factor)
+    above = counts[-1] * factor
+    if above != start:
+        below = max(counts[-1], end * factor)
+        nearest = min(below, above, key=lambda n: abs(n - start))
+        raise ValueError(
+            f"ladder start={start} cannot reach end={end} in steps of factor={factor}: "
+            f"start must be end times a power of factor, the nearest being {nearest}"
+        )
+    return tuple(reversed(counts))
 
 
 @dataclasses.dataclass(frozen=True)

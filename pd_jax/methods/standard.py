@@ -12,11 +12,11 @@ import jax
 
 from pd_jax.denoisers import Model
 from pd_jax.diffusion import Prediction, diffuse, velocity, weighted_mse
-from pd_jax.ladder import Stage
 from pd_jax.methods import _draws
-from pd_jax.optim import Descent
 from pd_jax.schedules import Schedule
-from pd_jax.state import TrainState
+from pd_jax.training.optimizer import Descent
+from pd_jax.training.stage import Stage
+from pd_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from pd_jax.callbacks import Callbacks
 from pd_jax.data import Dataset
-from pd_jax.ladder import Stage
 from pd_jax.runtime import processes
 from pd_jax.runtime.progress import Progress
-from pd_jax.setup import Training
+from pd_jax.training.callbacks import Callbacks
+from pd_jax.training.stage import Stage
+from pd_jax.training.training import Training
 
 BATCHES = 4  # of the training's size, in every measurement of the validation loss
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pd_jax.ladder import Stage
 from pd_jax.runtime import registry
-from pd_jax.state import StageValues, TrainState
+from pd_jax.training.stage import Stage
+from pd_jax.training.state import StageValues, TrainState
 
 DECAYS = ("constant", "linear", "cosine", "cooldown")
 COOLDOWN = 0.2  # share of a stage

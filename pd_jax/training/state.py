@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from pd_jax.ladder import Stage
+from pd_jax.training.stage import Stage
 
 
 class StageValues(flax.struct.PyTreeNode):

@@ -1,0 +1,1 @@
+"""One stage of training: its plan, state, optimizer, compiled step, loop, callbacks."""
