@@ -20,7 +20,7 @@ from pd_jax import loading, setup, train
 from pd_jax.config import GIVEN
 from pd_jax.data import Dataset
 from pd_jax.data._stream import Stream
-from pd_jax.denoisers import Function, Model
+from pd_jax.models import Function, Model
 from pd_jax.runtime import registry
 from pd_jax.runtime.errors import Refused
 from pd_jax.student import Student

@@ -14,11 +14,11 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, bundle, denoisers, schedules, setup
+from pd_jax import __version__, bundle, models, schedules, setup
 from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
-from pd_jax.denoisers import Model
 from pd_jax.evaluate import Row, check_entry
+from pd_jax.models import Model
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
@@ -124,7 +124,7 @@ def _model(section: dict, shape: tuple[int, ...], precision: str) -> Model:
     """The network of a section, with the attention that suits the devices here."""
     if "attention" in section:
         section = section | {"attention": "auto"}
-    return denoisers.build(section, shape[-1], precision)
+    return models.build(section, shape[-1], precision)
 
 
 def _made(make: Any, *given: Any, **named: Any) -> Any:

@@ -10,12 +10,12 @@ import jax
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax import data, denoisers, methods, models, schedules
+from pd_jax import data, methods, models, schedules
 from pd_jax.arcs import Denoiser
-from pd_jax.checkpoint import load_released
+from pd_jax.checkpoint.released import load_released
 from pd_jax.data import Dataset, Description
-from pd_jax.denoisers import Model
 from pd_jax.metrics import inception, load_statistics
+from pd_jax.models import Model
 from pd_jax.schedules import Schedule
 from pd_jax.training.optimizer import Descent
 from pd_jax.training.plateau import Plateau
@@ -80,7 +80,7 @@ def precision(config: ConfigDict, platform: str) -> str:
 
 def _model(config: ConfigDict, dataset: Dataset | Description, platform: str) -> Model:
     section = config.model.to_dict()
-    model = denoisers.build(section, dataset.shape[-1], precision(config, platform))
+    model = models.build(section, dataset.shape[-1], precision(config, platform))
     classes = section.get("num_classes", 0)
     if dataset.num_classes is None:
         return model

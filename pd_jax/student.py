@@ -13,8 +13,8 @@ import numpy as np
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pd_jax import bundle, denoisers, samplers, schedules
-from pd_jax.denoisers import Model
+from pd_jax import bundle, models, samplers, schedules
+from pd_jax.models import Model
 from pd_jax.runtime import registry
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
@@ -28,7 +28,7 @@ class Student:
     """A model, its weights, and the one sampler that it was made for.
 
     Attributes:
-      model: a `denoisers.Model`, or anything with its `denoiser` and `cast`.
+      model: a `models.Model`, or anything with its `denoiser` and `cast`.
       params: its weights, a pytree of arrays; nested dicts of a network with a name.
       num_steps: sampling steps it was made for; 0 for a teacher of any.
       schedule: the noise levels it was trained on.
@@ -278,7 +278,7 @@ class Student:
             "clip": self.clip,
             "shape": list(self.shape),
             "labels": self._labels,
-            "model": denoisers.describe(self.model),
+            "model": models.describe(self.model),
             "output": getattr(self.model, "output", None),
             "precision": jnp.dtype(getattr(self.model, "dtype", jnp.float32)).name,
             "metrics": self.metrics,

@@ -18,7 +18,7 @@ from pd_jax import boards
 from pd_jax.config import default
 from pd_jax.data import InMemory
 from pd_jax.data._stream import Stream
-from pd_jax.denoisers import Function, Model
+from pd_jax.models import Function, Model
 from pd_jax.runtime import processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.training.callbacks import Callbacks

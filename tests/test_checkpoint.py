@@ -2,6 +2,7 @@
 
 import pathlib
 import resource
+import shutil
 import threading
 import time
 
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from pd_jax import checkpoint, seal
-from pd_jax.checkpoint import StageCheckpoints
+from pd_jax import checkpoint
+from pd_jax.checkpoint import StageCheckpoints, checksum
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import StageValues, TrainState
 from tests.test_damage import flip, largest
@@ -85,12 +86,12 @@ def test_a_write_that_fails_is_told_soon_and_leaves_nothing(
         assert kept.updates == 10
         kept.save(state(15), {})
         assert kept.damage() is None
-    assert seal.made(saved / "checkpoints" / "teacher" / "15")
+    assert checksum.made(saved / "checkpoints" / "teacher" / "15")
 
 
 def test_no_room_is_told_before_anything_is_written(saved, monkeypatch):
-    usage = checkpoint.shutil.disk_usage(saved)._replace(free=100_000)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    usage = shutil.disk_usage(saved)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     says = r"no room: it takes 0\.5 MB, and 0\.1 MB are free"
     with opened(saved) as kept, pytest.raises(OSError, match=says):
         kept.save(state(15), {})
@@ -100,22 +101,22 @@ def test_no_room_is_told_before_anything_is_written(saved, monkeypatch):
 def test_what_is_written_is_sealed_without_another_one_after_it(workdir):
     with opened(workdir) as kept:
         kept.save(state(5), {})
-        until(lambda: seal.made(kept.newest))
+        until(lambda: checksum.made(kept.newest))
         assert kept.damage() is None
 
 
 def test_what_was_not_sealed_is_sealed_when_it_is_read(saved):
     place = saved / "checkpoints" / "teacher" / "10"
     for left in (None, b'{"facts'):  # killed before sealing, or in the middle of it
-        (place / seal.NAME).unlink()
+        (place / checksum.NAME).unlink()
         if left is not None:
-            (place / seal.NAME).write_bytes(left)
+            (place / checksum.NAME).write_bytes(left)
         with opened(saved) as kept:
             read, facts = kept.restore(shapes(state(10)))
         np.testing.assert_array_equal(read.params["3"], state(10).params["3"])
         assert facts["seconds"] == 1.0
-        assert seal.made(place)
-        assert seal.damage(place) is None
+        assert checksum.made(place)
+        assert checksum.damage(place) is None
     flip(largest(pathlib.Path(place / "state" / "d")))
     with opened(saved) as kept, pytest.raises(checkpoint.Damaged, match="10 is damag"):
         kept.restore(shapes(state(10)))

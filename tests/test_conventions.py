@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pd_jax import analytic, arcs, conventions, samplers, schedules
-from pd_jax.denoisers import Model
 from pd_jax.diffusion import alpha_sigma
+from pd_jax.models import Model
 
 STD = 0.3
 MEANS = {"one": np.array([[0.3, -0.2, 0.5]]), "three": np.eye(3) - 0.2}

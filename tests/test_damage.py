@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from pd_jax import checkpoint, seal, status, train
+from pd_jax import checkpoint, status, train
+from pd_jax.checkpoint import checksum
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupted
 from pd_jax.training.loop import Loop
@@ -112,7 +113,7 @@ def unsealed(change, part):
         folder = checkpoints(workdir, STUDENT)[-1]
         for path in folder.glob(part):
             change(path)
-        remove(folder / seal.NAME)
+        remove(folder / checksum.NAME)
 
     return damage
 
@@ -186,7 +187,12 @@ OTHERWISE = {
         (STUDENT, 0),
         "going on in",
     ),
-    "a seal of zeros": (newest(zero, seal.NAME), "student", (STUDENT, 7), "at 7/12"),
+    "a seal of zeros": (
+        newest(zero, checksum.NAME),
+        "student",
+        (STUDENT, 7),
+        "at 7/12",
+    ),
     "a write cut short": (unfinished, "student", (STUDENT, 7), "at 7/12"),
     "garbage in the lines": (garbage, "student", (STUDENT, 7), "at 7/12"),
     "no lines": (

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from pd_jax import seal
+from pd_jax.checkpoint import checksum
 from tests import killed
 from tests.killed import Aim
 
@@ -148,8 +148,8 @@ def ends_alike(fork, workdir, undisturbed):
     check(workdir, undisturbed)
     assert not list(workdir.rglob("*tmp*"))
     for last in map(newest, (workdir / "checkpoints").iterdir()):
-        assert seal.made(epath.Path(last))
-        assert seal.damage(epath.Path(last)) is None
+        assert checksum.made(epath.Path(last))
+        assert checksum.damage(epath.Path(last)) is None
     assert "nothing to do" in fork(workdir)[1]
 
 

@@ -14,8 +14,8 @@ import optax
 import pytest
 
 from pd_jax import analytic, methods, models
-from pd_jax.denoisers import Model
 from pd_jax.methods import _draws
+from pd_jax.models import Model
 from pd_jax.training.optimizer import Descent
 from pd_jax.training.stage import Stage
 from pd_jax.training.step import Measure, Step

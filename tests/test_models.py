@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pd_jax import models
-from pd_jax.denoisers import Model
+from pd_jax.models import Model
 
 Z = jax.random.normal(jax.random.key(0), (3, 8, 8, 2))
 LOGSNR = jnp.array([-20.0, 0.0, 20.0])

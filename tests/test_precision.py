@@ -8,8 +8,7 @@ import pytest
 
 from pd_jax import config as configs
 from pd_jax import costs, models, setup
-from pd_jax.denoisers import Model
-from pd_jax.models import _attention
+from pd_jax.models import Model, _attention
 from pd_jax.training.stage import Stage
 
 SMALL = {

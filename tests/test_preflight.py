@@ -6,7 +6,7 @@ import pytest
 from closed_forms import CONVENTIONS, IMAGES, RING, examples, network
 
 from pd_jax import data, methods, models, schedules
-from pd_jax.denoisers import Model
+from pd_jax.models import Model
 from pd_jax.preflight import check
 from pd_jax.runtime.errors import Refused
 from pd_jax.training.optimizer import Descent

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pd_jax import models, train
-from pd_jax.checkpoint import load_released
+from pd_jax.checkpoint.released import load_released
 from pd_jax.config import default
-from pd_jax.denoisers import Model
+from pd_jax.models import Model
 from tests.test_unet import RELEASED, leaves, shapes
 
 FIELDS = dict(ch=32, emb_ch=64, ch_mult=(1, 1), attn_resolutions=(4,))

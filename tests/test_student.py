@@ -13,7 +13,7 @@ import safetensors
 from jax import export
 
 import pd_jax
-from pd_jax import bundle, denoisers, samplers, schedules
+from pd_jax import bundle, models, samplers, schedules
 from pd_jax.student import Student
 
 KEY = jax.random.key(3)
@@ -23,7 +23,7 @@ MLP = {"name": "mlp", "output": "v", "width": 8, "num_blocks": 1, "num_classes":
 
 def student(section=MLP, shape=(4, 4, 1), labels=("ant", "bee", "cat"), **more):
     """A student of random weights."""
-    model = denoisers.build(section, shape[-1])
+    model = models.build(section, shape[-1])
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda key: model.init(key, shape), KEY)
     params = jax.tree.map(
@@ -164,9 +164,9 @@ DIT = {"name": "dit", "output": "eps", "depth": 1}
 
 @pytest.mark.parametrize("section", [UNET, DIT], ids=lambda s: s["name"])
 def test_programs_of_all_networks_lower_for_all_platforms(section):
-    model = denoisers.build(section | {"num_classes": 3}, 3, "bfloat16")
+    model = models.build(section | {"num_classes": 3}, 3, "bfloat16")
     shapes = jax.eval_shape(lambda key: model.init(key, (8, 8, 3)), KEY)
-    model = denoisers.Model(model.network.clone(attention="cudnn"), model.output)
+    model = models.Model(model.network.clone(attention="cudnn"), model.output)
     several = Student(model, shapes, 2, schedules.get("cosine"), (8, 8, 3), labels=3)
     program = several.program()
     assert b"cudnn" not in program
@@ -183,7 +183,7 @@ class Foreign:
     def denoiser(self, params, label):
         def denoise(z, logsnr):
             x = jax.numpy.tanh(z * params["scale"])
-            return denoisers.conventions.get("x").outputs(x, z, logsnr)
+            return models.conventions.get("x").outputs(x, z, logsnr)
 
         return denoise
 

@@ -24,8 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pd_jax import bundle, data, denoisers, loading
-from pd_jax.checkpoint import load_released
+from pd_jax import bundle, data, loading, models
+from pd_jax.checkpoint.released import load_released
 from pd_jax.data import _folder_cache
 from pd_jax.evaluate import check_entry
 from pd_jax.metrics import load_statistics
@@ -175,7 +175,7 @@ CONTENT = {
 
 def weights(**network):
     """Weights of such a network."""
-    model = denoisers.build(NETWORK | network, 1)
+    model = models.build(NETWORK | network, 1)
     like = jax.eval_shape(lambda key: model.init(key, (2, 2, 1)), jax.random.key(0))
     return jax.tree.map(lambda a: np.ones(a.shape, a.dtype), like)
 

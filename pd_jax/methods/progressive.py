@@ -11,9 +11,9 @@ import jax
 
 from pd_jax import arcs
 from pd_jax.arcs import Denoiser
-from pd_jax.denoisers import Model
 from pd_jax.diffusion import diffuse, predict, weighted_mse
 from pd_jax.methods import _draws
+from pd_jax.models import Model
 from pd_jax.schedules import Schedule
 from pd_jax.training.optimizer import Descent
 from pd_jax.training.stage import Stage

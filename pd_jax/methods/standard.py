@@ -10,9 +10,9 @@ import dataclasses
 
 import jax
 
-from pd_jax.denoisers import Model
 from pd_jax.diffusion import Prediction, diffuse, velocity, weighted_mse
 from pd_jax.methods import _draws
+from pd_jax.models import Model
 from pd_jax.schedules import Schedule
 from pd_jax.training.optimizer import Descent
 from pd_jax.training.stage import Stage

@@ -9,7 +9,7 @@ whose weights exist only where a network is initialised with it.
 
 The output is raw, of z's shape but for the last axis, which is `out_ch` wide. The field
 `dropout` is set for each training; it draws from the rng collection "dropout" when
-`train` is true. What the output means is said in one place, `pd_jax.denoisers`.
+`train` is true. What the output means says `Model`.
 
 The field `dtype`, where a network has one, follows the config's `precision`: the type
 of the arithmetic between the first and the last layer. Those two, the statistics of
@@ -20,8 +20,21 @@ import dataclasses
 import sys
 
 import flax.linen as nn
+import jax.numpy as jnp
 
+from pd_jax.models._model import Function, Model
 from pd_jax.runtime import registry
+
+__all__ = [
+    "Function",
+    "Model",
+    "build",
+    "describe",
+    "fields",
+    "get",
+    "has_dtype",
+    "known",
+]
 
 _SET_BY_USE = ("out_ch", "dropout", "dtype")
 
@@ -65,3 +78,35 @@ def get(name: str, **kw) -> nn.Module:
     # As JSON gives them; a module must be hashable.
     kw = {k: tuple(v) if isinstance(v, list) else v for k, v in kw.items()}
     return _network(name)(**kw)
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+def build(section: dict, channels: int, dtype: str = "float32") -> Model:
+    """The model that a config's section `model` names.
+
+    Args:
+      section: the network's `name` and fields, and `output`.
+      channels: width of the data's last axis.
+      dtype: that the network multiplies in; one of `DTYPES`.
+
+    Raises:
+      ValueError: for an unknown name or field, or a type that the network lacks.
+    """
+    given = dict(section)
+    name, output = given.pop("name", None), given.pop("output", None)
+    if registry.check(dtype, DTYPES, "precision") != "float32":
+        given["dtype"] = getattr(jnp, dtype)
+    out_ch = 2 * channels if output == "both" else channels
+    return Model(get(name, **given, out_ch=out_ch), output)
+
+
+def describe(model: object) -> dict | None:
+    """The `section` of `build` that gives this model; None for another's network."""
+    network = getattr(model, "network", None)
+    package, _, name = type(network).__module__.rpartition(".")
+    if not isinstance(model, Model) or package != __name__:
+        return None
+    values = {field: getattr(network, field) for field in fields(name)}
+    return {"name": name, "output": model.output, **values}

@@ -7,8 +7,6 @@ Every stage has an Orbax `CheckpointManager` of its own under the workdir:
 numbered by updates done. A stage is finished when its last number is its number of
 updates; the finished stage's weights, read back from disk, start and teach the next
 one. A teacher's weights are therefore in no checkpoint but its own.
-
-Weights may also come from one of the paper's released files: `load_released`.
 """
 
 import contextlib
@@ -20,15 +18,11 @@ from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
-import flax.traverse_util
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 from etils import epath
 
-from pd_jax import seal
+from pd_jax.checkpoint import checksum
 from pd_jax.runtime import processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
@@ -138,7 +132,7 @@ class StageCheckpoints:
         # Object stores have checksums of their own.
         if not is_remote(place) and processes.is_first():
             with contextlib.suppress(OSError):  # a disk that is full says so elsewhere
-                seal.make(place)
+                checksum.make(place)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -233,7 +227,7 @@ class StageCheckpoints:
         except Exception as error:  # whatever a damaged file leads to
             wrong = files.brief(error)
         self._refuse(processes.tell(wrong))
-        if self._writes and not seal.made(self.newest):
+        if self._writes and not checksum.made(self.newest):
             self._seal(self.newest)  # its writer was killed before it came to that
         return state, facts
 
@@ -254,7 +248,7 @@ class StageCheckpoints:
     def damage(self) -> str | None:
         """What is wrong with the newest checkpoint's files, where that is known."""
         # Every process reads all of them, each by its own way to the storage.
-        return processes.tell(seal.damage(self.newest))
+        return processes.tell(checksum.damage(self.newest))
 
     def set_aside(self) -> epath.Path:
         """Moves the newest checkpoint out of the way; returns where it is now."""
@@ -312,69 +306,3 @@ def _as_asked(leaf) -> ocp.RestoreArgs:
     return ocp.ArrayRestoreArgs(
         sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
     )
-
-
-def load_released(path: str, like: dict) -> tuple[dict, int | None]:
-    """Weights from a released file of the paper, or any file of that form.
-
-    Such a file is Flax msgpack: a dictionary with the weights under `ema_params`, and
-    for a student its step count under `num_sample_steps`. Reading it runs no code.
-
-    Args:
-      path: a local path, or one that TensorStore opens, such as gs://BUCKET/FILE.
-      like: nested dict of arrays or `jax.ShapeDtypeStruct`, as the network has them.
-
-    Returns:
-      Weights as NumPy arrays in the shapes and types of `like`, where unit axes may
-      differ; and the step count, None for a base model.
-
-    Raises:
-      ValueError: for a file that is missing, damaged, or of another network, naming
-        every leaf that is missing, extra or of another shape.
-    """
-    try:
-        content = files.parse_msgpack(_bytes(path))
-        found = flax.traverse_util.flatten_dict(content["ema_params"], sep="/")
-        num_steps = int(content.get("num_sample_steps") or 0)
-    except Exception as error:  # whatever a damaged file leads to
-        raise ValueError(
-            f"{path}: not a released checkpoint, which is Flax msgpack with ema_params "
-            f"({files.brief(error)})"
-        ) from error
-    wanted = flax.traverse_util.flatten_dict(like, sep="/")
-    problems = [
-        f"missing {name} {tuple(wanted[name].shape)}"
-        for name in wanted.keys() - found.keys()
-    ]
-    problems += [f"extra {name}" for name in found.keys() - wanted.keys()]
-    for name in wanted.keys() & found.keys():
-        here, there = wanted[name].shape, getattr(found[name], "shape", None)
-        if there is None or _squeezed(here) != _squeezed(there):
-            problems.append(f"{name} is {there}, not {tuple(here)}")
-        elif not jnp.issubdtype(found[name].dtype, jnp.floating):
-            problems.append(f"{name} is of {found[name].dtype}, not floating point")
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(
-            f"{path} holds another network: {'; '.join(sorted(problems)[:8])}{more}"
-        )
-    arrays = {
-        name: np.asarray(found[name]).astype(leaf.dtype).reshape(leaf.shape)
-        for name, leaf in wanted.items()
-    }
-    return flax.traverse_util.unflatten_dict(arrays, sep="/"), num_steps or None
-
-
-def _bytes(path: str) -> bytes:
-    """A whole file, local or remote."""
-    if not is_remote(path):
-        return files.existing(path).read_bytes()
-    folder, _, name = path.rpartition("/")
-    read = tensorstore.KvStore.open(folder + "/").result().read(name).result()
-    if read.state != "value":
-        raise FileNotFoundError(f"no such file: {path}")
-    return read.value
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(n for n in shape if n != 1)

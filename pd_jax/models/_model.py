@@ -1,4 +1,4 @@
-"""Where a network becomes a denoiser: output kind, labels, dropout and precision.
+"""A network and its meaning: output kind, labels, dropout and precision.
 
 Weights are kept in float32. A network of another `dtype` multiplies by its matrices in
 that type (`Model.cast`); vectors (biases, norms' scales) are not cast here, nor is
@@ -12,9 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pd_jax import conventions, models
+from pd_jax import conventions
 from pd_jax.arcs import Denoiser
-from pd_jax.runtime import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,35 +112,3 @@ class Model:
             return self.raw(params, given, level, label, dropout_key)
 
         return conventions.adapt(network, self.output)(params, label)
-
-
-DTYPES = ("float32", "bfloat16")
-
-
-def build(section: dict, channels: int, dtype: str = "float32") -> Model:
-    """The model that a config's section `model` names.
-
-    Args:
-      section: the network's `name` and fields, and `output`.
-      channels: width of the data's last axis.
-      dtype: that the network multiplies in; one of `DTYPES`.
-
-    Raises:
-      ValueError: for an unknown name or field, or a type that the network lacks.
-    """
-    fields = dict(section)
-    name, output = fields.pop("name", None), fields.pop("output", None)
-    if registry.check(dtype, DTYPES, "precision") != "float32":
-        fields["dtype"] = getattr(jnp, dtype)
-    out_ch = 2 * channels if output == "both" else channels
-    return Model(models.get(name, **fields, out_ch=out_ch), output)
-
-
-def describe(model: object) -> dict | None:
-    """The `section` of `build` that gives this model; None for another's network."""
-    network = getattr(model, "network", None)
-    package, _, name = type(network).__module__.rpartition(".")
-    if not isinstance(model, Model) or package != models.__name__:
-        return None
-    fields = {field: getattr(network, field) for field in models.fields(name)}
-    return {"name": name, "output": model.output, **fields}
