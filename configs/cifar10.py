@@ -10,11 +10,12 @@ At 40% of the peak: 107 chip-hours on TPU v5e, 21 on H100; 39% of it for the tea
 and 12% for evaluation (`--mode=estimate`, not measured). The teacher's 800 000 updates
 are this file's choice.
 
-Variants: `:improved` averages the students' weights too (`pd_jax.recipes.improved`; not
+Variants: `:improved` averages the students' weights too
+(`pd_jax.config.recipes.improved`; not
 measured here); `:smoke` is a miniature on made pictures, for a look at the files.
 """
 
-from pd_jax import recipes
+from pd_jax.config import recipes
 from pd_jax.runtime import registry
 
 

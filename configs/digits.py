@@ -13,8 +13,7 @@ harder to distil.
 Variant `:smoke`: everything in seconds, for a look at the files, not at quality.
 """
 
-from pd_jax import recipes
-from pd_jax.config import default
+from pd_jax.config import default, recipes
 from pd_jax.runtime import registry
 
 

@@ -11,14 +11,15 @@ pictures.
 At 40% of the peak: 34 chip-hours on TPU v5e, 6.7 on H100 (`--mode=estimate`, not
 measured).
 
-Variants: `:improved` averages the students' weights too (`pd_jax.recipes.improved`; not
+Variants: `:improved` averages the students' weights too
+(`pd_jax.config.recipes.improved`; not
 measured here); `:smoke` is a miniature on the two photographs in scikit-learn, unless
 `data.path` says otherwise, for a look at the files.
 """
 
 import importlib.resources
 
-from pd_jax import recipes
+from pd_jax.config import recipes
 from pd_jax.runtime import registry
 
 

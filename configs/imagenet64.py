@@ -10,11 +10,12 @@ At 40% of the peak: 7100 chip-hours on TPU v5e, 1400 on H100; 35% of it for the 
 (`--mode=estimate`, not measured). 64 chips of v5e need `teacher.microbatches=8` and
 `ladder.microbatches=8`. The teacher's 550 000 updates are this file's choice.
 
-Variants: `:improved` averages the students' weights too (`pd_jax.recipes.improved`; not
+Variants: `:improved` averages the students' weights too
+(`pd_jax.config.recipes.improved`; not
 measured here); `:smoke` is a miniature on made pictures, for a look at the files.
 """
 
-from pd_jax import recipes
+from pd_jax.config import recipes
 from pd_jax.runtime import registry
 
 

@@ -10,11 +10,12 @@ At 40% of the peak: 3700 chip-hours on TPU v5e, 730 on H100; 23% of it for the t
 (`--mode=estimate`, not measured; it says which `microbatches` a chip needs). The
 teacher's 300 000 updates are this project's choice.
 
-Variants: `:improved` averages the students' weights too (`pd_jax.recipes.improved`; not
+Variants: `:improved` averages the students' weights too
+(`pd_jax.config.recipes.improved`; not
 measured here); `:smoke` is a miniature on made pictures, for a look at the files.
 """
 
-from pd_jax import recipes
+from pd_jax.config import recipes
 
 
 def get_config(variant: str = ""):

@@ -11,8 +11,7 @@ Two CPU cores: 2 minutes. RMSE to the exact map with 1, 2, 4, 8 and 16 steps: st
 0.027. Variant `:smoke`: everything in seconds, for a look at the files, not at quality.
 """
 
-from pd_jax import recipes
-from pd_jax.config import default
+from pd_jax.config import default, recipes
 from pd_jax.runtime import registry
 
 

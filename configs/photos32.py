@@ -13,7 +13,7 @@ At 40% of the peak: 50 minutes on one TPU v5e, 10 minutes on one H100
 Variant `:smoke`: a miniature for two CPU cores, for a look at the files.
 """
 
-from pd_jax import recipes
+from pd_jax.config import recipes
 from pd_jax.runtime import registry
 
 

@@ -22,6 +22,7 @@ import tokenize
 from pd_jax import config as configs
 from pd_jax import conventions, data, diffusion, methods, models, samplers
 from pd_jax import schedules as schedule_module
+from pd_jax.config import keys
 from pd_jax.models import _attention, _embedding
 from pd_jax.training import optimizer
 
@@ -80,7 +81,7 @@ def comments(source: str) -> dict[int, str]:
 
 def documented_keys() -> dict[str, str]:
     """Dotted key -> meaning, from the comments of `pd_jax.config.default`."""
-    source = inspect.getsource(configs)
+    source = inspect.getsource(keys)
     notes, lines = comments(source), source.splitlines()
     functions = {
         node.name: node

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
         methods,
         metrics,
         models,
-        recipes,
         samplers,
         schedules,
     )
     from pd_jax.api import distil
+    from pd_jax.config import recipes
     from pd_jax.loading import load
     from pd_jax.runtime import registry as names
     from pd_jax.runtime.errors import Refused
@@ -42,7 +42,7 @@ _MODULES = {
         )
     },
     "names": "pd_jax.runtime.registry",  # as config files call it
-    "recipes": "pd_jax.recipes",
+    "recipes": "pd_jax.config.recipes",
 }
 _MEMBERS = {
     "Refused": "pd_jax.runtime.errors",

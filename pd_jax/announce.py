@@ -7,8 +7,8 @@ import jaxlib
 from etils import epath
 
 from pd_jax import __version__, report
+from pd_jax.config.setup import Setup
 from pd_jax.runtime import console
-from pd_jax.setup import Setup
 
 
 def start(name: str, setup: Setup, workdir: epath.Path, found: list[str]) -> None:

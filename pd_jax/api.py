@@ -16,8 +16,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax import loading, setup, train
-from pd_jax.config import GIVEN
+from pd_jax import loading, train
+from pd_jax.config import GIVEN, setup
 from pd_jax.data import Dataset
 from pd_jax.data._stream import Stream
 from pd_jax.models import Function, Model
@@ -76,7 +76,7 @@ def distil(
       callbacks: functions or objects to be told what happens
       (`pd_jax.training.callbacks`).
       **keys: a config's keys: those of section `ladder` by themselves (start, end,
-        factor, updates, learning_rate, ema, ...; pd_jax/config.py has all of them);
+        factor, updates, learning_rate, ema, ...; docs/config.md has all of them);
         seed and precision; and sections `schedule`, `eval` and `run`, with a dict of
         those keys of theirs that change. `start` has no default. `batch` is the size
         of the batches, by default. Unless said otherwise, 1000 samples a row are

@@ -21,7 +21,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from pd_jax import evaluate, samplers
-from pd_jax.setup import Setup
+from pd_jax.config.setup import Setup
 from pd_jax.training.optimizer import Descent
 from pd_jax.training.stage import Stage
 from pd_jax.training.step import AHEAD, Step
@@ -306,7 +306,7 @@ def forward_flops(setup: Setup, weights: dict) -> tuple[int, float]:
     """FLOP of a forward pass of one image, by `matmul_flops` and by XLA's count.
 
     Args:
-      setup: from `pd_jax.setup.sketch`.
+      setup: from `pd_jax.config.setup.sketch`.
       weights: the network's, as shapes and types.
     """
     one = _batch(setup, 1)
@@ -323,7 +323,7 @@ def count(setup: Setup, num_devices: int) -> Costs:
     """Counts what a run takes, on shapes alone.
 
     Args:
-      setup: from `pd_jax.setup.sketch`.
+      setup: from `pd_jax.config.setup.sketch`.
       num_devices: devices that share the batch, each of one chip.
 
     Raises:

@@ -5,8 +5,8 @@ Source of the latter's figure: the Frechet distance on pixels, which needs no do
 
 import math
 
+from pd_jax.config.setup import Setup
 from pd_jax.evaluate import Evaluation, Row, rows
-from pd_jax.setup import Setup
 
 METRIC = "frechet_pixels"
 

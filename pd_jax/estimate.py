@@ -11,9 +11,10 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from pd_jax.config.setup import sketch
 from pd_jax.costs import Cost, Costs, compiler_memory, count
 from pd_jax.runtime import registry
-from pd_jax.setup import sketch
+from pd_jax.runtime.errors import Refused
 
 ROOMY = 0.9  # share of a chip's memory above which a step is called tight
 NOTES = (
@@ -265,7 +266,7 @@ def run(
         setup = sketch(config, num_chips)
         costs = count(setup, num_chips)
     except ValueError as error:
-        raise registry.Refused(str(error)) from error
+        raise Refused(str(error)) from error
     print(table(name, costs, chip, num_chips, utilisation))
     for training in setup.trainings if compiled else []:
         held, room = compiler_memory(setup, training, num_chips)

@@ -15,12 +15,12 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pd_jax.config.setup import Setup
 from pd_jax.metrics import inception, load_statistics, rmse
 from pd_jax.metrics.summary import KEPT, SIDE, Reference, Summary
 from pd_jax.runtime import compilation, processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.samplers import noise, sample, step_keys
-from pd_jax.setup import Setup
 from pd_jax.storage import files
 from pd_jax.storage.writers import write_whole
 

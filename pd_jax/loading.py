@@ -14,9 +14,10 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, bundle, models, schedules, setup
+from pd_jax import __version__, bundle, models, schedules
 from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
+from pd_jax.config import setup
 from pd_jax.evaluate import Row, check_entry
 from pd_jax.models import Model
 from pd_jax.runtime.errors import Refused

@@ -45,7 +45,7 @@ import os
 from absl import flags
 
 # The others take seconds, for which neither --help nor a slip of the pen should wait.
-from pd_jax import command
+from pd_jax.config import command
 from pd_jax.runtime import console, registry
 from pd_jax.runtime.errors import Refused
 

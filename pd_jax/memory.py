@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import jax
 
+from pd_jax.config.setup import Setup, sketch
 from pd_jax.costs import count
-from pd_jax.setup import Setup, sketch
 
 SHOWN = 3  # parts of an estimate, the largest
 

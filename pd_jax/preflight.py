@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pd_jax import conventions
+from pd_jax.config.setup import Setup
 from pd_jax.conventions import Network
 from pd_jax.readings import (
     Alternative,
@@ -30,7 +31,6 @@ from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.samplers import sample
 from pd_jax.schedules import Schedule
-from pd_jax.setup import Setup
 
 NUM_LEVELS = 6  # spread over this range of logsnr, as far as the schedule has it, and
 LEVELS = (-5.0, 4.0)  # counted from where the data's variance equals the noise's

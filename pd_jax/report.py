@@ -10,8 +10,8 @@ from etils import epath
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pd_jax.config.setup import Setup
 from pd_jax.evaluate import Evaluation, Row
-from pd_jax.setup import Setup
 from pd_jax.storage.writers import write_whole
 
 # Two colours that stay apart in print and to colour-blind eyes.

@@ -9,8 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pd_jax import config as configs
 from pd_jax.checkpoint import Damaged, StageCheckpoints
+from pd_jax.config.setup import Setup
 from pd_jax.runtime.errors import Refused
-from pd_jax.setup import Setup
 from pd_jax.training.stage import Stage
 from pd_jax.training.training import Training
 

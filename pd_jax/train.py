@@ -24,13 +24,13 @@ from pd_jax import (
     report,
 )
 from pd_jax.checkpoint import Damaged
+from pd_jax.config.setup import Setup, build
 from pd_jax.evaluate import GRID, Evaluation, Row, rows
 from pd_jax.page import Page
 from pd_jax.runtime import console, processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupt
 from pd_jax.runtime.progress import Progress
-from pd_jax.setup import Setup, build
 from pd_jax.stages import Stages
 from pd_jax.storage.writers import JsonLines, write_whole
 from pd_jax.training.callbacks import Callbacks

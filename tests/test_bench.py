@@ -10,11 +10,10 @@ import jax
 import pytest
 from absl import flags
 
-from pd_jax import setup
 from pd_jax.bench import __main__ as bench
 from pd_jax.bench import startup, subject, table, timing
 from pd_jax.bench.timing import Figure
-from pd_jax.config import default
+from pd_jax.config import default, setup
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = f"--config={ROOT}/configs/digits.py:smoke"

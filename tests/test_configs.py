@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pd_jax import config as configs
+from pd_jax.config.setup import build
 from pd_jax.evaluate import Evaluation
-from pd_jax.setup import build
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 LOWERED = ("digits", "imagenet64", "mixture2d")  # one of a kind

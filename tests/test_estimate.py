@@ -11,8 +11,8 @@ from absl import flags
 
 from pd_jax import config as configs
 from pd_jax import costs, data, estimate, main
+from pd_jax.config.setup import sketch
 from pd_jax.data import digits
-from pd_jax.setup import sketch
 from pd_jax.training.stage import Stage
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -12,10 +12,10 @@ import pytest
 from pd_jax import doubts, memory, train
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config import default
+from pd_jax.config.setup import build
 from pd_jax.data import InMemory
 from pd_jax.evaluate import Row
 from pd_jax.metrics.summary import Summary
-from pd_jax.setup import build
 from pd_jax.training.loop import Diverged, Loop
 from tests.test_train import tiny
 

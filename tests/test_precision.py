@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pd_jax import config as configs
-from pd_jax import costs, models, setup
+from pd_jax import costs, models
+from pd_jax.config import setup
 from pd_jax.models import Model, _attention
 from pd_jax.training.stage import Stage
 

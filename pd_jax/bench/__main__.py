@@ -34,9 +34,10 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
-from pd_jax import command, data
 from pd_jax import config as configs
-from pd_jax.command import CONFIG
+from pd_jax import data
+from pd_jax.config import command
+from pd_jax.config.command import CONFIG
 from pd_jax.runtime import console, registry
 from pd_jax.runtime.errors import Refused
 

@@ -70,7 +70,7 @@ def _measure(
     from pd_jax import costs
     from pd_jax.bench.subject import one_call
     from pd_jax.bench.timing import find_data, training_of
-    from pd_jax.setup import build, sketch
+    from pd_jax.config.setup import build, sketch
 
     setup = build(config, find_data(config)[0])
     training = training_of(setup.trainings, name)

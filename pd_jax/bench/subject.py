@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from pd_jax.bench import timing
 from pd_jax.bench.timing import OUT_OF_MEMORY, Compilations, Figure, reason
 from pd_jax.checkpoint import StageCheckpoints
+from pd_jax.config.setup import Setup, build
 from pd_jax.evaluate import Evaluation, rows
 from pd_jax.runtime.progress import Progress
-from pd_jax.setup import Setup, build
 from pd_jax.storage.writers import JsonLines
 from pd_jax.training.loop import Loop
 from pd_jax.training.training import Training

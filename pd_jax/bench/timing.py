@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pd_jax import data, models
+from pd_jax.config.setup import Setup, sketch
 from pd_jax.costs import matmul_flops
 from pd_jax.data import Dataset, InMemory
-from pd_jax.setup import Setup, sketch
 from pd_jax.training.training import Training
 
 STANDIN = 2048  # random images in place of data that is not here

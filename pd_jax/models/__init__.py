@@ -106,7 +106,8 @@ def describe(model: object) -> dict | None:
     """The `section` of `build` that gives this model; None for another's network."""
     network = getattr(model, "network", None)
     package, _, name = type(network).__module__.rpartition(".")
-    if not isinstance(model, Model) or package != __name__:
+    named = package == __name__ and name in known()
+    if not isinstance(model, Model) or not named:
         return None
     values = {field: getattr(network, field) for field in fields(name)}
     return {"name": name, "output": model.output, **values}

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pd_jax.runtime import registry
+from pd_jax.runtime.errors import Refused
 
 WAYS = ("auto", "on", "off")
 MOST_TOLD = 300  # bytes
@@ -111,7 +111,7 @@ def agree(decide: Callable[[], Any]) -> Any:
     mine = text if is_first() else np.zeros(size, np.uint8)
     told = json.loads(bytes(multihost_utils.broadcast_one_to_all(mine)).decode())
     if "ValueError" in told:
-        raise registry.Refused(told["ValueError"])
+        raise Refused(told["ValueError"])
     if "OSError" in told:
         raise OSError(told["OSError"])
     return told["value"]

@@ -21,7 +21,7 @@ CONFIG = config_flags.DEFINE_config_file(
 
 def shipped() -> dict[str, pathlib.Path]:
     """The configs that come with pd_jax: name -> file."""
-    package = pathlib.Path(__file__).parent
+    package = pathlib.Path(__file__).parents[1]
     folder = (
         package / "configs"
     )  # where installed; a checkout has it beside the package
