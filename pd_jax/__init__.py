@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pd_jax.loading import load
     from pd_jax.runtime import registry as names
     from pd_jax.runtime.errors import Refused
-    from pd_jax.student import Student
+    from pd_jax.students.student import Student
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ _MODULES = {
 }
 _MEMBERS = {
     "Refused": "pd_jax.runtime.errors",
-    "Student": "pd_jax.student",
+    "Student": "pd_jax.students.student",
     "distil": "pd_jax.api",
     "load": "pd_jax.loading",
 }

@@ -23,7 +23,7 @@ from pd_jax.data._stream import Stream
 from pd_jax.models import Function, Model
 from pd_jax.runtime import registry
 from pd_jax.runtime.errors import Refused
-from pd_jax.student import Student
+from pd_jax.students.student import Student
 
 NUM_REFERENCE = 1000  # examples that samples are compared with
 

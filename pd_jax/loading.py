@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, bundle, models, schedules
+from pd_jax import __version__, models, schedules
 from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config import setup
@@ -23,7 +23,8 @@ from pd_jax.models import Model
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
-from pd_jax.student import Student
+from pd_jax.students import bundle
+from pd_jax.students.student import Student
 from pd_jax.training.stage import Stage
 
 KEPT = ("num_steps", "shape", "clip", "sampler", "labels", "metrics", "facts")

@@ -26,7 +26,7 @@ from pd_jax.runtime.interrupt import Interrupt
 from pd_jax.runtime.progress import Progress
 from pd_jax.storage import files
 from pd_jax.storage.writers import write_whole
-from pd_jax.student import Student
+from pd_jax.students.student import Student
 
 BATCH = 256
 MOST_IN_GRID = 4096

@@ -11,7 +11,7 @@ from PIL import Image
 import pd_jax
 from pd_jax import data, sampling, train
 from pd_jax.runtime.interrupt import Interrupted
-from pd_jax.student import Student
+from pd_jax.students.student import Student
 from tests.test_student import close
 from tests.test_train import tiny
 

@@ -13,8 +13,9 @@ import safetensors
 from jax import export
 
 import pd_jax
-from pd_jax import bundle, models, samplers, schedules
-from pd_jax.student import Student
+from pd_jax import models, samplers, schedules
+from pd_jax.students import bundle
+from pd_jax.students.student import Student
 
 KEY = jax.random.key(3)
 ALONE = pathlib.Path(__file__).parents[1] / "docs" / "bundle_alone.py"

@@ -24,13 +24,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pd_jax import bundle, data, loading, models
+from pd_jax import data, loading, models
 from pd_jax.checkpoint.released import load_released
 from pd_jax.data import _folder_cache
 from pd_jax.evaluate import check_entry
 from pd_jax.metrics import load_statistics
 from pd_jax.storage import files
 from pd_jax.storage.writers import JsonLines
+from pd_jax.students import bundle
 
 MOST = 2**28  # bytes that reading any of these small files may add
 EXAMPLES = 250  # of each test; most make two files

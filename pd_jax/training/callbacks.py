@@ -8,8 +8,8 @@ process of a run; or a function, in place of `on_metrics`.
     on_metrics(entry)            a line of metrics.jsonl: {"stage", "update", "loss",
                                  "grad_norm", "learning_rate", "skipped", ...}, means
                                  over the updates since the line before
-    on_student(student)          a `pd_jax.student.Student` has finished training
-    on_row(entry, samples)       a row of the report was measured: {"model",
+    on_student(student)          a `pd_jax.students.student.Student` has finished
+    training on_row(entry, samples)       a row of the report was measured: {"model",
                                  "num_steps", "sampler", "metrics", ...}; and its first
                                  samples, [n, ...]
     flush()                      a checkpoint is due: what was told must be kept

@@ -13,11 +13,12 @@ import numpy as np
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pd_jax import bundle, models, samplers, schedules
+from pd_jax import models, samplers, schedules
 from pd_jax.models import Model
 from pd_jax.runtime import registry
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
+from pd_jax.students import bundle
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ANY = -1  # in place of a label: drawn from all, as likely each
