@@ -20,8 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from pd_jax import evaluate, samplers
+from pd_jax import samplers
 from pd_jax.config.setup import Setup
+from pd_jax.evaluation.evaluation import GRID
+from pd_jax.evaluation.rows import rows
 from pd_jax.training.optimizer import Descent
 from pd_jax.training.stage import Stage
 from pd_jax.training.step import AHEAD, Step
@@ -277,8 +279,8 @@ def _cost(setup: Setup, training: Training, weights: dict, num_devices: int) -> 
 def _evaluations(setup: Setup) -> int:
     """Forward passes of one image in all of the evaluation."""
     ev, exact = setup.config.eval, setup.config.teacher.exact
-    rows = [row for row in evaluate.rows(setup) if row.model == "student" or not exact]
-    total = ev.num_samples * sum(row.num_steps for row in rows)
+    asked = [row for row in rows(setup) if row.model == "student" or not exact]
+    total = ev.num_samples * sum(row.num_steps for row in asked)
     total += 0 if exact else ev.paired_samples * ev.reference_steps
     return total * (2 if samplers.parse(ev.sampler)[0] == "heun" else 1)
 
@@ -291,8 +293,8 @@ def _folder(setup: Setup, costs: list[Cost]) -> tuple[int, int]:
         for cost in costs
         for stage in cost.stages
     )
-    kept = min(max(ev.paired_samples, evaluate.GRID), ev.num_samples)
-    num = len(evaluate.rows(setup)) * kept + ev.paired_samples
+    kept = min(max(ev.paired_samples, GRID), ev.num_samples)
+    num = len(rows(setup)) * kept + ev.paired_samples
     num += 0 if setup.dataset.denoise is None else ev.paired_samples
     return checkpoints, num * num_bytes(_batch(setup)["image"])
 

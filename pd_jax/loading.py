@@ -18,7 +18,7 @@ from pd_jax import __version__, models, schedules
 from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config import setup
-from pd_jax.evaluate import Row, check_entry
+from pd_jax.evaluation.rows import Row, check_entry
 from pd_jax.models import Model
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule

@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax.evaluate import check_entry
+from pd_jax.evaluation.rows import check_entry
 from pd_jax.storage import files
 from pd_jax.storage.writers import JsonLines
 from pd_jax.training.stage import Stage

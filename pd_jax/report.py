@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pd_jax.config.setup import Setup
-from pd_jax.evaluate import Evaluation, Row
+from pd_jax.evaluation.evaluation import Evaluation
+from pd_jax.evaluation.rows import Row
 from pd_jax.storage.writers import write_whole
 
 # Two colours that stay apart in print and to colour-blind eyes.

@@ -12,20 +12,12 @@ import jaxlib
 from etils import epath
 from ml_collections import ConfigDict
 
-from pd_jax import (
-    __version__,
-    announce,
-    boards,
-    doubts,
-    folder,
-    loading,
-    memory,
-    preflight,
-    report,
-)
+from pd_jax import __version__, announce, boards, folder, loading, memory, report
 from pd_jax.checkpoint import Damaged
 from pd_jax.config.setup import Setup, build
-from pd_jax.evaluate import GRID, Evaluation, Row, rows
+from pd_jax.evaluation import preflight, regressions
+from pd_jax.evaluation.evaluation import GRID, Evaluation
+from pd_jax.evaluation.rows import Row, rows
 from pd_jax.page import Page
 from pd_jax.runtime import console, processes
 from pd_jax.runtime.errors import Refused
@@ -271,8 +263,8 @@ class _Run:
         row, setup = Row("student", stage.num_steps), self.setup
         if setup.config.ladder.on_regression != "stop" or row not in rows(setup):
             return
-        self._evaluate([doubts.taught_by(row, setup), row])
-        if processes.agree(lambda: doubts.regression(row, setup, self.evaluation)):
+        self._evaluate([regressions.taught_by(row, setup), row])
+        if processes.agree(lambda: regressions.regression(row, setup, self.evaluation)):
             del training.stages[training.stages.index(stage) + 1 :]
             self.progress.warn(f"{stage.name} is worse than its teacher: the last one")
 
@@ -328,7 +320,7 @@ class _Run:
             "seconds": {k: round(v, 1) for k, v in seconds.items()},
             "traces": traces,
             "updates": updates,
-            "warnings": doubts.warnings(self.setup, self.evaluation, facts),
+            "warnings": regressions.warnings(self.setup, self.evaluation, facts),
             "precision": self.setup.model.dtype.name,
             "protocol": self.evaluation.protocol(),
             "versions": {

@@ -9,7 +9,7 @@ import pytest
 
 from pd_jax import config as configs
 from pd_jax.config.setup import build
-from pd_jax.evaluate import Evaluation
+from pd_jax.evaluation.evaluation import Evaluation
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 LOWERED = ("digits", "imagenet64", "mixture2d")  # one of a kind

@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from pd_jax import doubts, memory, train
+from pd_jax import memory, train
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config import default
 from pd_jax.config.setup import build
 from pd_jax.data import InMemory
-from pd_jax.evaluate import Row
+from pd_jax.evaluation import regressions
+from pd_jax.evaluation.rows import Row
 from pd_jax.metrics.summary import Summary
 from pd_jax.training.loop import Diverged, Loop
 from tests.test_train import tiny
@@ -241,5 +242,5 @@ def test_what_a_student_is_held_against():
     config = tiny(**{"ladder.start": 16, "eval.teacher_steps": (64, 12, 1)})
     config.eval.max_steps = 4
     setup = build(config)
-    assert doubts.taught_by(Row("student", 4), setup) == Row("teacher", 12)
-    assert doubts.taught_by(Row("student", 2), setup) == Row("student", 4)
+    assert regressions.taught_by(Row("student", 4), setup) == Row("teacher", 12)
+    assert regressions.taught_by(Row("student", 2), setup) == Row("student", 4)

@@ -6,8 +6,8 @@ import pytest
 from closed_forms import CONVENTIONS, IMAGES, RING, examples, network
 
 from pd_jax import data, methods, models, schedules
+from pd_jax.evaluation.preflight import check
 from pd_jax.models import Model
-from pd_jax.preflight import check
 from pd_jax.runtime.errors import Refused
 from pd_jax.training.optimizer import Descent
 from pd_jax.training.stage import Stage

@@ -13,7 +13,7 @@ import safetensors
 from jax import export
 
 import pd_jax
-from pd_jax import models, samplers, schedules
+from pd_jax import conventions, models, samplers, schedules
 from pd_jax.students import bundle
 from pd_jax.students.student import Student
 
@@ -184,7 +184,7 @@ class Foreign:
     def denoiser(self, params, label):
         def denoise(z, logsnr):
             x = jax.numpy.tanh(z * params["scale"])
-            return models.conventions.get("x").outputs(x, z, logsnr)
+            return conventions.get("x").outputs(x, z, logsnr)
 
         return denoise
 

@@ -19,7 +19,8 @@ from pd_jax.bench import timing
 from pd_jax.bench.timing import OUT_OF_MEMORY, Compilations, Figure, reason
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config.setup import Setup, build
-from pd_jax.evaluate import Evaluation, rows
+from pd_jax.evaluation.evaluation import Evaluation
+from pd_jax.evaluation.rows import rows
 from pd_jax.runtime.progress import Progress
 from pd_jax.storage.writers import JsonLines
 from pd_jax.training.loop import Loop

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from pd_jax.runtime import registry
 from pd_jax.runtime.errors import Refused
 
 WAYS = ("auto", "on", "off")

@@ -7,7 +7,7 @@ usual mistakes denoise the same noisy data, and the claim is refused where anoth
 reading is both good and much better. That a teacher is poor is a note, not a refusal.
 
 Errors are given as *scores*, multiples of what the best Gaussian denoiser of each
-dimension alone would leave (`pd_jax.readings`).
+dimension alone would leave (`pd_jax.evaluation.interpretations`).
 """
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from pd_jax import conventions
 from pd_jax.config.setup import Setup
 from pd_jax.conventions import Network
-from pd_jax.readings import (
+from pd_jax.evaluation.interpretations import (
     Alternative,
     Reading,
     Trial,

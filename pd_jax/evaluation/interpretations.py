@@ -1,7 +1,7 @@
 """One set of noisy data, and a network read on it in one way and in others.
 
-Used by `pd_jax.preflight`, which says what is concluded. The yardstick is the best
-denoiser that knows each dimension's mean and variance s^2, and nothing of how
+Used by `pd_jax.evaluation.preflight`, which says what is concluded. The yardstick is
+the best denoiser that knows each dimension's mean and variance s^2, and nothing of how
 dimensions go together. Its mean squared error is
 
     s^2 sigma^2 / (alpha^2 s^2 + sigma^2)                                     (1)

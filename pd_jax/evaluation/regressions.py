@@ -6,7 +6,8 @@ Source of the latter's figure: the Frechet distance on pixels, which needs no do
 import math
 
 from pd_jax.config.setup import Setup
-from pd_jax.evaluate import Evaluation, Row, rows
+from pd_jax.evaluation.evaluation import Evaluation
+from pd_jax.evaluation.rows import Row, rows
 
 METRIC = "frechet_pixels"
 

@@ -1,0 +1,1 @@
+"""What is measured: rows of samples, a teacher before it teaches, regressions."""
