@@ -102,7 +102,7 @@ def _estimate() -> None:
     """Mode `estimate`: what a run would take."""
     import jax
 
-    from pd_jax import estimate
+    from pd_jax.costs import estimate
     from pd_jax.runtime import compilation
 
     config = command.config()

@@ -12,9 +12,10 @@ import jaxlib
 from etils import epath
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, announce, boards, folder, loading, memory, report
+from pd_jax import __version__, announce, boards, folder, loading, report
 from pd_jax.checkpoint import Damaged
 from pd_jax.config.setup import Setup, build
+from pd_jax.costs import memory
 from pd_jax.evaluation import preflight, regressions
 from pd_jax.evaluation.evaluation import GRID, Evaluation
 from pd_jax.evaluation.rows import Row, rows

@@ -10,8 +10,9 @@ import pytest
 from absl import flags
 
 from pd_jax import config as configs
-from pd_jax import costs, data, estimate, main
+from pd_jax import data, main
 from pd_jax.config.setup import sketch
+from pd_jax.costs import count, estimate
 from pd_jax.data import digits
 from pd_jax.training.stage import Stage
 
@@ -33,7 +34,7 @@ def small(**changes):
 
 
 def counted(config, num_devices=1):
-    return costs.count(sketch(config, num_devices), num_devices)
+    return count.count(sketch(config, num_devices), num_devices)
 
 
 # Published: Salimans & Ho 2022, appendix E; GFLOP of the reference implementation.
@@ -63,8 +64,8 @@ def test_released_networks_weigh_and_cost_what_was_published(name, monkeypatch):
     config.ladder.start, config.ladder.updates = 2, (1,)
     setup = sketch(config, 1)
     weights = setup.shapes
-    assert costs.num_bytes(weights) / 4e6 == pytest.approx(million_weights, rel=1e-3)
-    by_hand, by_xla = costs.forward_flops(setup, weights)
+    assert count.num_bytes(weights) / 4e6 == pytest.approx(million_weights, rel=1e-3)
+    by_hand, by_xla = count.forward_flops(setup, weights)
     assert by_hand / 1e9 == pytest.approx(gflop, rel=0.01)
     assert by_xla / 1e9 == pytest.approx(gflop, rel=0.01)
 
@@ -91,13 +92,13 @@ def test_convolutions_cost_two_flop_a_product_that_meets_an_input(how):
         return jax.lax.conv_general_dilated(x, kernel, dimension_numbers=spec, **how)
 
     products = int(conv(x, kernel).sum())
-    assert costs.matmul_flops(jax.make_jaxpr(conv)(x, kernel).jaxpr) == 2 * products
+    assert count.matmul_flops(jax.make_jaxpr(conv)(x, kernel).jaxpr) == 2 * products
 
     def backward(x, kernel):
         return jax.grad(lambda *a: jnp.sum(conv(*a) ** 2), (0, 1))(x, kernel)
 
     # Each product comes back once for the input, once for the kernel.
-    assert costs.matmul_flops(jax.make_jaxpr(backward)(x, kernel).jaxpr) == 6 * products
+    assert count.matmul_flops(jax.make_jaxpr(backward)(x, kernel).jaxpr) == 6 * products
 
 
 def test_loops_and_branches_count_as_often_as_they_run():
@@ -112,7 +113,7 @@ def test_loops_and_branches_count_as_often_as_they_run():
         branch = jax.lax.cond(a[0, 0, 0] > 0, lambda: a @ b, lambda: a @ b @ b.mT @ b)
         return total + branch
 
-    found = costs.matmul_flops(jax.make_jaxpr(jax.jit(program))(a, b).jaxpr)
+    found = count.matmul_flops(jax.make_jaxpr(jax.jit(program))(a, b).jaxpr)
     assert found == (7 + 2) * product + 2 * 5 * 2 * 4 * 3
 
 
@@ -131,7 +132,7 @@ def test_residuals_of_two_layers():
     # is the batch, nor the turned weights.
     floats = 10 * 7 + 10 * 7 + 10 * 2
     jaxpr = jax.make_jaxpr(kept)(params, x, y).jaxpr
-    assert costs.residual_bytes(jaxpr) == 4 * floats
+    assert count.residual_bytes(jaxpr) == 4 * floats
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +195,7 @@ def test_parts_substeps_and_devices_scale_as_in_the_real_step():
     }
     parts = {"teacher.microbatches": 2, "ladder.microbatches": 2, "run.substeps": 10}
     whole, setup = counted(small(**wide), 2), sketch(small(**wide, **parts), 2)
-    found = costs.count(setup, 2)
+    found = count.count(setup, 2)
     # Networks evaluated, a backward pass as two; inputs need no gradient of theirs.
     spared = 2 * 64 * 64 + 2 * 64 * 64  # of the image's and the noise level's layers
     shapes = setup.shapes
@@ -209,7 +210,7 @@ def test_parts_substeps_and_devices_scale_as_in_the_real_step():
         )
         images = jax.ShapeDtypeStruct((1, 10, cost.batch // 2, 8, 8, 1), jnp.float32)
         traced = training.step.trace(state, {"image": images}, training.key)
-        assert 10 * cost.flops == 2 * costs.matmul_flops(traced.jaxpr.jaxpr)
+        assert 10 * cost.flops == 2 * count.matmul_flops(traced.jaxpr.jaxpr)
         assert cost.flops == before.flops
         assert cost.xla_flops == pytest.approx(before.xla_flops, rel=0.05)
         assert cost.flops < before.xla_flops < 1.2 * cost.flops
@@ -240,8 +241,8 @@ def made(activations, batch=1024, updates=3_600_000):
     memory = dict(weights=10**9, gradients=10**9, activations=activations)
     stage = Stage("student_1", 0, 1, updates, 1e-3)
     flops = 985 * 10**11
-    cost = costs.Cost("ladder", [stage], batch, 64, 1, flops, 1e14, memory, 3 * 10**9)
-    return costs.Costs(10**9 // 4, 10**9, 1e9, [cost], 0, 6 * 10**9, 0)
+    cost = count.Cost("ladder", [stage], batch, 64, 1, flops, 1e14, memory, 3 * 10**9)
+    return count.Costs(10**9 // 4, 10**9, 1e9, [cost], 0, 6 * 10**9, 0)
 
 
 def test_time_is_work_over_pace():

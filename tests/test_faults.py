@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from pd_jax import memory, train
+from pd_jax import train
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config import default
 from pd_jax.config.setup import build
+from pd_jax.costs import memory
 from pd_jax.data import InMemory
 from pd_jax.evaluation import regressions
 from pd_jax.evaluation.rows import Row

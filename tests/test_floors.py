@@ -31,8 +31,6 @@ FLOORS = [
     "record",
     "stages",
     "costs",
-    "estimate",
-    "memory",
     "bench",
     "report",
     "announce",

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from pd_jax import config as configs
-from pd_jax import costs, models
+from pd_jax import models
 from pd_jax.config import setup
+from pd_jax.costs import count
 from pd_jax.models import Model, _attention
 from pd_jax.training.stage import Stage
 
@@ -148,7 +149,7 @@ def test_remat_changes_memory_and_nothing_else(name, all_of):
         chex.assert_trees_all_equal_shapes(made, params)
         loss, grads = gradient(there, params)
         kept = jax.make_jaxpr(lambda p, loss=loss: jax.tree.leaves(jax.vjp(loss, p)[1]))
-        found[bool(remat)] = costs.residual_bytes(kept(params).jaxpr), grads
+        found[bool(remat)] = count.residual_bytes(kept(params).jaxpr), grads
     (most, plain), (least, again) = found[False], found[True]
     assert least < 0.6 * most
     chex.assert_trees_all_close(again, plain, rtol=1e-4, atol=1e-6)

@@ -67,10 +67,10 @@ def _measure(
 ) -> dict[str, dict]:
     import jax
 
-    from pd_jax import costs
     from pd_jax.bench.subject import one_call
     from pd_jax.bench.timing import find_data, training_of
     from pd_jax.config.setup import build, sketch
+    from pd_jax.costs.count import count
 
     setup = build(config, find_data(config)[0])
     training = training_of(setup.trainings, name)
@@ -101,7 +101,7 @@ def _measure(
         config.precision = setup.model.dtype.name  # "auto" is another one elsewhere
         shapes = sketch(config, len(step.devices))
         training = training_of(shapes.trainings, name)
-        parts = costs.compiler_memory(shapes, training, len(step.devices))
+        parts = count.compiler_memory(shapes, training, len(step.devices))
         memory = {"compiler": sum(parts)}
     return {"seconds": longest | seconds, "memory": memory}
 

@@ -10,7 +10,7 @@ import jaxlib
 
 from pd_jax import __version__
 from pd_jax.bench.subject import SAMPLER_STEPS
-from pd_jax.estimate import CHIPS
+from pd_jax.costs.estimate import CHIPS
 from pd_jax.runtime import console
 
 # JAX's names of devices whose figures `CHIPS` has; boards of other speeds are left out.

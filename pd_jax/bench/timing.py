@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from pd_jax import data, models
 from pd_jax.config.setup import Setup, sketch
-from pd_jax.costs import matmul_flops
+from pd_jax.costs.count import matmul_flops
 from pd_jax.data import Dataset, InMemory
 from pd_jax.training.training import Training
 

@@ -1,6 +1,7 @@
 """What a run will take, before anyone pays: memory, chip-hours, days, disk.
 
-Of `pd_jax.costs`' counts and a chip's data sheet. Time is FLOP / (chips * peak *
+Of the counts of `pd_jax.costs.count` and a chip's data sheet. Time is FLOP / (chips *
+peak *
 utilisation); the utilisation is for you to bring. The chips need not be here, nor the
 data; nothing is written.
 """
@@ -12,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from pd_jax.config.setup import sketch
-from pd_jax.costs import Cost, Costs, compiler_memory, count
+from pd_jax.costs.count import Cost, Costs, compiler_memory, count
 from pd_jax.runtime import registry
 from pd_jax.runtime.errors import Refused
 
@@ -200,7 +201,7 @@ def table(
 
     Args:
       name: the config's.
-      costs: from `pd_jax.costs.count`, for as many devices.
+      costs: from `count`, for as many devices.
       chip_name: a key of `CHIPS`.
       num_chips: how many share the batch.
       utilisation: share of the chips' peak that the step reaches.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 
 from pd_jax.config.setup import Setup, sketch
-from pd_jax.costs import count
+from pd_jax.costs.count import count
 
 SHOWN = 3  # parts of an estimate, the largest
 
