@@ -115,16 +115,16 @@ def _estimate() -> None:
 
 def _export() -> None:
     """Mode `export`: bundles of a run's students."""
-    from pd_jax import sampling
+    from pd_jax.reports import samples
 
     if command.CONFIG.value is None and WORKDIR.value is None:
         raise Refused("--workdir=DIR is missing, the run's folder")
-    sampling.export(_workdir(), NUM_STEPS.value)
+    samples.export(_workdir(), NUM_STEPS.value)
 
 
 def _sample() -> None:
     """Mode `sample`: samples of one student."""
-    from pd_jax import sampling
+    from pd_jax.reports import samples
     from pd_jax.runtime import compilation
 
     for flag in (FROM, OUT):
@@ -133,7 +133,7 @@ def _sample() -> None:
                 f"--{flag.name} is missing: --from=BUNDLE_OR_WORKDIR --out=OUT"
             )
     compilation.keep()
-    sampling.sample(
+    samples.sample(
         FROM.value,
         OUT.value,
         NUM.value,
@@ -146,7 +146,7 @@ def _sample() -> None:
 
 def _status() -> None:
     """Mode `status`: where a run is."""
-    from pd_jax import status
+    from pd_jax.reports import status
 
     if WORKDIR.value is None and command.CONFIG.value is None:
         raise Refused("--mode=status needs the run's folder: --workdir=DIR")
@@ -155,7 +155,7 @@ def _status() -> None:
 
 def _compare(*folders: str) -> None:
     """Mode `compare`: runs side by side."""
-    from pd_jax import compare
+    from pd_jax.reports import compare
 
     compare.run(folders, OUT.value or "compare.html")
 

@@ -12,14 +12,15 @@ import jaxlib
 from etils import epath
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, announce, boards, folder, loading, report
+from pd_jax import __version__, folder, loading
 from pd_jax.checkpoint import Damaged
 from pd_jax.config.setup import Setup, build
 from pd_jax.costs import memory
 from pd_jax.evaluation import preflight, regressions
 from pd_jax.evaluation.evaluation import GRID, Evaluation
 from pd_jax.evaluation.rows import Row, rows
-from pd_jax.page import Page
+from pd_jax.reports import report, terminal, trackers
+from pd_jax.reports.page import Page
 from pd_jax.runtime import console, processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupt
@@ -68,7 +69,7 @@ def run(
             finished, new = processes.agree(lambda: folder.take(workdir, config, held))
             if finished is None:
                 setup = setup or build(config)
-                told = [*boards.wanted(config, workdir, name), *callbacks]
+                told = [*trackers.wanted(config, workdir, name), *callbacks]
                 told = Callbacks([JsonLines(workdir / "metrics.jsonl"), *told])
         except ImportError as error:
             raise Refused(f"--workdir={workdir}: {error}") from error
@@ -108,7 +109,7 @@ class _Run:
     def all(self) -> dict:
         """Everything, in order; returns the report."""
         done, total, found = self._work()
-        announce.start(self.name, self.setup, self.workdir, found)
+        terminal.start(self.name, self.setup, self.workdir, found)
         first = processes.is_first()
         self.progress = Progress(total, done, self.options.log_seconds, shown=first)
         try:
@@ -293,7 +294,7 @@ class _Run:
             if processes.is_first():
                 shown = evaluation.kept(row.name)[:GRID]
                 self.callbacks.on_row(evaluation.entry(row), shown)
-                announce.row(evaluation.entry(row))
+                terminal.row(evaluation.entry(row))
             self.accounted += time.monotonic() - began
             began = time.monotonic()
 
@@ -332,5 +333,5 @@ class _Run:
         }
         names = [self.page.write(result)]
         names += report.write(self.workdir, result, self.evaluation, self.setup)
-        announce.end(result, self.setup, self.workdir, names)
+        terminal.end(result, self.setup, self.workdir, names)
         return result

@@ -14,11 +14,11 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 import pd_jax
-from pd_jax import boards
 from pd_jax.config import default
 from pd_jax.data import InMemory
 from pd_jax.data._stream import Stream
 from pd_jax.models import Function, Model
+from pd_jax.reports import trackers
 from pd_jax.runtime import processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.training.callbacks import Callbacks
@@ -396,7 +396,7 @@ class FakeWandb(SimpleNamespace):
 def board(tmp_path, **run):
     config = default("digits", "mlp")
     config.run.update(run)
-    (found,) = boards.wanted(config, tmp_path, "mine")
+    (found,) = trackers.wanted(config, tmp_path, "mine")
     return found
 
 

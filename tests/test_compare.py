@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pd_jax import compare
+from pd_jax.reports import compare
 from pd_jax.runtime.errors import Refused
 from tests.run_folders import make
 from tests.test_page import Parsed

@@ -7,8 +7,9 @@ import signal
 
 import pytest
 
-from pd_jax import checkpoint, status, train
+from pd_jax import checkpoint, train
 from pd_jax.checkpoint import checksum
+from pd_jax.reports import status
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupted
 from pd_jax.training.loop import Loop

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pd_jax import page, record
+from pd_jax import record
+from pd_jax.reports import page
 from tests.run_folders import STAGES, make, report
 
 VOID = {"meta", "link", "img", "input", "br"}

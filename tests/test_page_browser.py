@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from pd_jax import compare, page
+from pd_jax.reports import compare, page
 from tests.run_folders import make
 
 pytestmark = [

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import pd_jax
-from pd_jax import data, sampling, train
+from pd_jax import data, train
+from pd_jax.reports import samples
 from pd_jax.runtime.interrupt import Interrupted
 from pd_jax.students.student import Student
 from tests.test_student import close
@@ -25,13 +26,13 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(run):
-    return next(iter(sampling.export(str(run), 2)))
+    return next(iter(samples.export(str(run), 2)))
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Batches of eight."""
-    monkeypatch.setattr(sampling, "BATCH", 8)
+    monkeypatch.setattr(samples, "BATCH", 8)
 
 
 def everything(folder):
@@ -87,7 +88,7 @@ def test_a_student_that_is_not_finished_is_passed_over(run, tmp_path):
 
 
 def test_export_writes_a_file_for_every_student(run, bundle, capsys):
-    files = sampling.export(str(run))
+    files = samples.export(str(run))
     assert [file.name for file in files] == [
         "small_student_2.safetensors",
         "small_student_1.safetensors",
@@ -98,24 +99,24 @@ def test_export_writes_a_file_for_every_student(run, bundle, capsys):
     assert student.metrics == pd_jax.load(run, 2).metrics
     assert student.facts["config"]["teacher"]["updates"] == 4
     with pytest.raises(ValueError, match="at least 1"):
-        sampling.export(str(run), 0)
+        samples.export(str(run), 0)
 
 
 def test_a_grid(bundle, tmp_path, capsys):
     out = tmp_path / "grid.png"
-    sampling.sample(bundle, str(out), 10)
+    samples.sample(bundle, str(out), 10)
     content = out.read_bytes()
     with Image.open(out) as grid:
         found = np.asarray(grid)
     first = pd_jax.load(bundle).sample(jax.random.key(0), 10)[0, 0, 0, 0]
     assert abs(int(found[0, 0]) - int(first)) <= 1
-    sampling.sample(bundle, str(out), 10)
+    samples.sample(bundle, str(out), 10)
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(ValueError, match="seed: 0 -> 1"):
-        sampling.sample(bundle, str(out), 10, seed=1)
+        samples.sample(bundle, str(out), 10, seed=1)
     Image.new("L", (2, 2)).save(tmp_path / "mine.png")
     with pytest.raises(ValueError, match="not made by this command"):
-        sampling.sample(bundle, str(tmp_path / "mine.png"), 10)
+        samples.sample(bundle, str(tmp_path / "mine.png"), 10)
     assert out.read_bytes() == content
 
 
@@ -137,13 +138,13 @@ def stopped(small, monkeypatch):
 def test_a_folder_of_pictures_goes_on_where_it_was_stopped(bundle, tmp_path, stopped):
     out = tmp_path / "many"
     with pytest.raises(Interrupted):
-        sampling.sample(bundle, str(out), 30)
+        samples.sample(bundle, str(out), 30)
     assert len(list(out.glob("*.png"))) == 16
-    job = json.loads((out / sampling.JOB).read_text())
+    job = json.loads((out / samples.JOB).read_text())
     assert (job["num_steps"], job["sampler"], job["seed"]) == (2, "ddim", 0)
     (out / "000003.png").unlink()
     before = everything(out)
-    sampling.sample(bundle, str(out), 30)
+    samples.sample(bundle, str(out), 30)
     assert len(stopped) == 3 + 3  # of five batches the first one and the last two
     after = everything(out)
     assert all(after[path] == time for path, time in before.items() if path != out)
@@ -152,25 +153,25 @@ def test_a_folder_of_pictures_goes_on_where_it_was_stopped(bundle, tmp_path, sto
     assert close(np.stack(images)[..., None], expected)
     for change in ({"seed": 1}, {"sampler": "heun"}):
         with pytest.raises(ValueError, match="holds other samples"):
-            sampling.sample(bundle, str(out), 30, **change)
+            samples.sample(bundle, str(out), 30, **change)
     assert everything(out) == after
 
 
 def test_an_array_goes_on_where_it_was_stopped(bundle, tmp_path, stopped, capsys):
     out = tmp_path / "many.npz"
     with pytest.raises(Interrupted):
-        sampling.sample(bundle, str(out), 30)
+        samples.sample(bundle, str(out), 30)
     assert not out.exists()
     with pytest.raises(ValueError, match="seed: 0 -> 1"):
-        sampling.sample(bundle, str(out), 30, seed=1)
-    sampling.sample(bundle, str(out), 30)
+        samples.sample(bundle, str(out), 30, seed=1)
+    samples.sample(bundle, str(out), 30)
     assert len(stopped) == 3 + 2
     assert list(tmp_path.iterdir()) == [out]
     with np.load(out) as file:
         found = file["arr_0"]
     expected = pd_jax.load(bundle).sample(jax.random.key(0), 30)
     assert close(found, expected.repeat(3, axis=-1))
-    sampling.sample(bundle, str(out), 30)
+    samples.sample(bundle, str(out), 30)
     assert "nothing to do" in capsys.readouterr().out
 
 
@@ -190,7 +191,7 @@ def test_wrong_use_writes_nothing(bundle, tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
     changes, says = WRONG[case]
     with pytest.raises(ValueError, match=says):
-        sampling.sample(bundle, **({"out": "a", "num": 4} | changes))
+        samples.sample(bundle, **({"out": "a", "num": 4} | changes))
     assert not list(tmp_path.iterdir())
 
 
@@ -209,11 +210,11 @@ def test_classes_have_the_names_of_their_folders(tmp_path, capsys):
     workdir = tmp_path / "run"
     train.run(config, workdir, "classes")
     shutil.rmtree(tmp_path / "pictures")
-    (file,) = sampling.export(str(workdir), 1)
+    (file,) = samples.export(str(workdir), 1)
     bees = pd_jax.load(file).sample(jax.random.key(0), 4, "bees")
     assert close(bees, pd_jax.load(workdir).sample(jax.random.key(0), 4, 1))
-    sampling.sample(file, str(tmp_path / "bees"), 4, label="bees")
+    samples.sample(file, str(tmp_path / "bees"), 4, label="bees")
     found = [Image.open(path) for path in sorted((tmp_path / "bees").glob("*.png"))]
     assert close(np.stack([np.asarray(image) for image in found]), bees)
     with pytest.raises(ValueError, match='Did you mean "bees"'):
-        sampling.sample(file, str(tmp_path / "other"), 4, label="beas")
+        samples.sample(file, str(tmp_path / "other"), 4, label="beas")

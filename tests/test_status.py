@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from pd_jax import checkpoint, status
+from pd_jax import checkpoint
+from pd_jax.reports import status
 from pd_jax.runtime.errors import Refused
 from tests.test_train import tiny
 

@@ -14,9 +14,10 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from pd_jax import checkpoint, status, train
+from pd_jax import checkpoint, train
 from pd_jax.config import default
 from pd_jax.metrics import Moments, inception, save_statistics
+from pd_jax.reports import status
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupted

@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
-from pd_jax.report import image_grid
+from pd_jax.reports.report import image_grid
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage.writers import is_remote, write_whole
 

@@ -6,8 +6,9 @@ import jax
 import jaxlib
 from etils import epath
 
-from pd_jax import __version__, report
+from pd_jax import __version__
 from pd_jax.config.setup import Setup
+from pd_jax.reports import report
 from pd_jax.runtime import console
 
 

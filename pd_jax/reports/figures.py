@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pd_jax.record import Line, StageRecord
-from pd_jax.report import LINEAR
+from pd_jax.reports.report import LINEAR
 
 INK, FAINT = "#010101", "#020202"
 STAND_INS = {INK: "currentColor", FAINT: "var(--line)"}

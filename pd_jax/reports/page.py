@@ -13,12 +13,13 @@ import jinja2
 import numpy as np
 from etils import epath
 
-from pd_jax import __version__, figures
+from pd_jax import __version__
 from pd_jax import config as configs
 from pd_jax import record as records
-from pd_jax.figures import STUDENT, TEACHER, Curve
 from pd_jax.record import Record
-from pd_jax.report import LABELS, MAIN
+from pd_jax.reports import figures
+from pd_jax.reports.figures import STUDENT, TEACHER, Curve
+from pd_jax.reports.report import LABELS, MAIN
 from pd_jax.runtime import processes
 from pd_jax.storage.writers import write_whole
 
@@ -35,7 +36,7 @@ COARSE = 48  # pixels of an image below which they are shown as squares
 def environment() -> jinja2.Environment:
     """The templates; what is put into them is escaped."""
     env = jinja2.Environment(
-        loader=jinja2.PackageLoader("pd_jax"),
+        loader=jinja2.PackageLoader("pd_jax.reports"),
         autoescape=True,
         undefined=jinja2.ChainableUndefined,
         trim_blocks=True,

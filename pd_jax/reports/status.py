@@ -13,9 +13,10 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from pd_jax import checkpoint, folder, report
+from pd_jax import checkpoint, folder
 from pd_jax import config as configs
 from pd_jax.evaluation.rows import Row, check_entry, planned_rows
+from pd_jax.reports import report
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
