@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from pd_jax.api import distil
     from pd_jax.config import recipes
-    from pd_jax.loading import load
+    from pd_jax.runs.loading import load
     from pd_jax.runtime import registry as names
     from pd_jax.runtime.errors import Refused
     from pd_jax.students.student import Student
@@ -48,7 +48,7 @@ _MEMBERS = {
     "Refused": "pd_jax.runtime.errors",
     "Student": "pd_jax.students.student",
     "distil": "pd_jax.api",
-    "load": "pd_jax.loading",
+    "load": "pd_jax.runs.loading",
 }
 
 __all__ = [  # noqa: RUF022 (functions first)

@@ -1,4 +1,4 @@
-"""The ladder for a model that one already has: `pd_jax.distil`."""
+"""Runs with their reports: of a config, and of a model that one already has."""
 
 import hashlib
 import numbers
@@ -16,16 +16,62 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax import loading, train
 from pd_jax.config import GIVEN, setup
+from pd_jax.costs import memory
 from pd_jax.data import Dataset
 from pd_jax.data._stream import Stream
 from pd_jax.models import Function, Model
+from pd_jax.reports import trackers
+from pd_jax.reports.page import Page
+from pd_jax.reports.report import Report
+from pd_jax.reports.terminal import Terminal
+from pd_jax.runs import loading
+from pd_jax.runs import run as runs
+from pd_jax.runs import workdir as workdirs
 from pd_jax.runtime import registry
 from pd_jax.runtime.errors import Refused
 from pd_jax.students.student import Student
 
 NUM_REFERENCE = 1000  # examples that samples are compared with
+
+
+def run(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    name: str,
+    began: float | None = None,
+    built: setup.Setup | None = None,
+    callbacks: Sequence[object] = (),
+) -> dict:
+    """Does whatever a run still lacks, and reports on it as the config says.
+
+    Args:
+      config: of `pd_jax.config.default`'s form.
+      workdir: the run's folder; made if missing.
+      name: the run's name, for the report.
+      began: `time.monotonic()` at which the run began; default now.
+      built: what the config names, if that is built already.
+      callbacks: told of what happens (`pd_jax.training.callbacks`), before the
+        terminal is.
+
+    Returns:
+      The report, as in report.json.
+
+    Raises:
+      Refused, Diverged, Interrupted: as `pd_jax.runs.run.run`.
+      MemoryError: if a device's is not enough, with the keys that help.
+    """
+    place = workdirs.path(workdir)
+    try:
+        configs.check_keys(config)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    reporters = [*trackers.wanted(config, place, name), Page(place, name)]
+    reporters += [Report(place), *callbacks, Terminal(place, name)]
+    try:
+        return runs.run(config, workdir, name, began, built, reporters)
+    except runs.OutOfMemory as error:
+        raise MemoryError(f"{error}{memory.advice(error.setup, error.part)}") from error
 
 
 def distil(
@@ -89,7 +135,7 @@ def distil(
     Raises:
       Refused: (a ValueError) for what cannot work, before anything is written; for a
         folder of another run, other weights included; where batches end too soon.
-      Diverged, Interrupted: as `pd_jax.train.run`; checkpoints are kept.
+      Diverged, Interrupted: as `run`; checkpoints are kept.
     """
     began = time.monotonic()
     if threading.current_thread() is not threading.main_thread():
@@ -108,7 +154,7 @@ def distil(
         raise Refused(str(error)) from error
     _try_out(built, weights)
     name = pathlib.PurePath(os.path.abspath(workdir)).name
-    report = train.run(config, workdir, name, began, built, callbacks)
+    report = run(config, workdir, name, began, built, callbacks)
     return _students(built, epath.Path(workdir), report)
 
 

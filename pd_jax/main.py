@@ -80,7 +80,7 @@ def _workdir() -> str:
 
 def _run() -> None:
     """Mode `run`: whatever a run still lacks."""
-    from pd_jax import train
+    from pd_jax import api
     from pd_jax.runtime import compilation, processes
 
     config, workdir = command.config(), _workdir()
@@ -95,7 +95,7 @@ def _run() -> None:
         # What all processes would say alike, one says.
         out = sys.stdout if processes.is_first() else nowhere
         with contextlib.redirect_stdout(out):
-            train.run(config, workdir, command.name(), BEGAN)
+            api.run(config, workdir, command.name(), BEGAN)
 
 
 def _estimate() -> None:

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from pd_jax import checkpoint, train
+from pd_jax import api, checkpoint
 from pd_jax.checkpoint import checksum
 from pd_jax.reports import status
 from pd_jax.runtime.errors import Refused
@@ -43,7 +43,7 @@ def stopped(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Loop, "call", call)
         with pytest.raises(Interrupted):
-            train.run(tiny(), folder / "student", "tiny")
+            api.run(tiny(), folder / "student", "tiny")
     shutil.copytree(folder / "student", folder / "teacher")
     shutil.rmtree(folder / "teacher" / "checkpoints" / STUDENT)
     return folder
@@ -62,7 +62,7 @@ def go_on(stopped, tmp_path, monkeypatch, capsys):
         damage(workdir)
         monkeypatch.setattr(Loop, "call", reach)
         with pytest.raises(Reached) as reached:
-            train.run(tiny(), workdir, "tiny")
+            api.run(tiny(), workdir, "tiny")
         printed = " ".join(capsys.readouterr().out.split())
         return reached.value.args, printed, workdir
 
@@ -264,7 +264,7 @@ def test_what_cannot_be_made_good_is_named(stopped, tmp_path, case):
     damage(workdir)
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
     with pytest.raises(Refused, match=says):
-        train.run(tiny(), workdir, "tiny")
+        api.run(tiny(), workdir, "tiny")
     after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
     for kept in ("checkpoints", "metrics.jsonl"):
         for path in (p for p in before if kept in p.parts):
@@ -279,7 +279,7 @@ def test_checkpoints_of_another_network_and_data(stopped, tmp_path):
     facts["model"]["width"], facts["data"]["examples"] = 16, 300
     path.write_text(json.dumps(facts))
     with pytest.raises(Refused, match="belongs to another run") as error:
-        train.run(tiny(), workdir, "tiny")
+        api.run(tiny(), workdir, "tiny")
     assert "model.width: 16 -> 8" in str(error.value)
     assert "data.examples: 300 -> 200" in str(error.value)
 

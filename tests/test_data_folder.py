@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pd_jax import data, train
+from pd_jax import api, data
 from pd_jax.data import _folder_cache, image_folder
 from pd_jax.data._records import Records
 
@@ -279,7 +279,7 @@ def test_two_hundred_pictures_are_distilled(tmp_path, capsys):
     config = runpy.run_path(str(path))["get_config"]("smoke")
     config.data.path = str(tmp_path / "mine")
     config.data.cache = str(tmp_path / "cache")
-    report = train.run(config, tmp_path / "run", "mine")
+    report = api.run(config, tmp_path / "run", "mine")
     printed, warned = capsys.readouterr()
     assert "broken.jpg" in warned
     assert "grey.png" not in warned

@@ -12,7 +12,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
 import hashlib, signal, sys
-from pd_jax import __main__ as main, interrupt
+from pd_jax import __main__ as main
+from pd_jax.runtime import interrupt
 interrupt.PATIENCE_SECONDS = float(sys.argv[1])
 signal.signal(signal.SIGINT, main._stop_at_once)
 with interrupt.Interrupt():

@@ -86,7 +86,7 @@ def test_a_cluster_that_is_none_says_how_to_go_without(monkeypatch, error, raise
 def started(variables, say):
     """A process that joins and then says something; None unsets a variable."""
     environment = {k: v for k, v in (os.environ | variables).items() if v is not None}
-    program = f"import jax; from pd_jax import processes; processes.join(); {say}"
+    program = f"import jax; from pd_jax.runtime.processes import join; join(); {say}"
     return subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=ROOT,

@@ -98,7 +98,7 @@ def weights(workdir):
 def fork():
     """Starts the command in a process of its own, forked from one that has imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pd_jax.main", "pd_jax.train", "tests.killed"])
+    context.set_forkserver_preload(["pd_jax.main", "pd_jax.runs.run", "tests.killed"])
 
     def fork(workdir, aim=None):
         log = workdir.with_suffix(".log")

@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pd_jax import record
 from pd_jax.reports import page
+from pd_jax.runs import record
 from tests.run_folders import STAGES, make, report
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -239,18 +239,18 @@ def test_what_is_missing_or_damaged_is_left_out(tmp_path):
 def test_a_page_is_renewed_at_times_and_never_ends_a_run(tmp_path, capsys):
     folder = make(tmp_path / "run", updates={"teacher": 8}, rows=[], done=False)
     shown = page.Page(folder, "mine")
-    shown.renew()
+    shown.on_checkpoint("teacher", 8)
     first = (folder / "report.html").read_text()
     assert "8 of 20" in first
     metrics = folder / "metrics.jsonl"
     with open(metrics, "a") as file:
         file.write('{"stage": "teacher", "update": 12, "loss": 1.0}\n')
-    shown.renew()
+    shown.on_checkpoint("teacher", 12)  # sooner than it is written again
     assert (folder / "report.html").read_text() == first
-    shown.renew(at_most_every=0)
+    shown.on_stop("teacher", 12)
     assert "12 of 20" in (folder / "report.html").read_text()
     (folder / "config.json").unlink()
-    shown.renew(at_most_every=0)
+    shown.on_stop("teacher", 12)
     assert not capsys.readouterr().err
 
 

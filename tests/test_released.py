@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from pd_jax import models, train
+from pd_jax import api, models
 from pd_jax.checkpoint.released import load_released
 from pd_jax.config import default
 from pd_jax.models import Model
@@ -163,7 +163,7 @@ def test_a_released_student_decides_where_the_ladder_starts(tmp_path):
     params = jax.tree.map(lambda a: a + np.float32(0.01), params)
 
     write(tmp_path / "file", params, num_sample_steps=4)
-    report = train.run(config, tmp_path / "student", "student")
+    report = api.run(config, tmp_path / "student", "student")
     rows = [(r["model"], r["num_steps"]) for r in report["rows"]]
     assert rows == [("teacher", 4), ("student", 2), ("student", 1)]
     assert report["traces"] == {"ladder": 1}
@@ -172,7 +172,7 @@ def test_a_released_student_decides_where_the_ladder_starts(tmp_path):
 
     write(tmp_path / "file", params, num_sample_steps=3)
     with pytest.raises(ValueError, match="student of 3 steps"):
-        train.run(config, tmp_path / "other", "other")
+        api.run(config, tmp_path / "other", "other")
     assert not (tmp_path / "other").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import pd_jax
-from pd_jax import data, train
+from pd_jax import api, data
 from pd_jax.reports import samples
 from pd_jax.runtime.interrupt import Interrupted
 from pd_jax.students.student import Student
@@ -20,7 +20,7 @@ from tests.test_train import tiny
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "small"
-    train.run(tiny(**{"ladder.updates": (4,), "teacher.updates": 4}), workdir, "small")
+    api.run(tiny(**{"ladder.updates": (4,), "teacher.updates": 4}), workdir, "small")
     return workdir
 
 
@@ -208,7 +208,7 @@ def test_classes_have_the_names_of_their_folders(tmp_path, capsys):
     config.model.num_classes = 2
     config.eval.update(num_samples=8, paired_samples=8)
     workdir = tmp_path / "run"
-    train.run(config, workdir, "classes")
+    api.run(config, workdir, "classes")
     shutil.rmtree(tmp_path / "pictures")
     (file,) = samples.export(str(workdir), 1)
     bees = pd_jax.load(file).sample(jax.random.key(0), 4, "bees")

@@ -14,7 +14,7 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from pd_jax import checkpoint, train
+from pd_jax import api, checkpoint
 from pd_jax.config import default
 from pd_jax.metrics import Moments, inception, save_statistics
 from pd_jax.reports import status
@@ -59,7 +59,7 @@ def unwrapped(capsys):
 def whole(tmp_path_factory):
     """An undisturbed run: its folder and its report."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    return workdir, train.run(tiny(), workdir, "tiny")
+    return workdir, api.run(tiny(), workdir, "tiny")
 
 
 def test_its_status(whole, capsys):
@@ -89,7 +89,7 @@ def test_as_much_is_printed_as_was_asked_for(whole, tmp_path, capsys, monkeypatc
         (tmp_path / str(level) / "report.json").unlink()
         (tmp_path / str(level) / "evaluation" / "teacher_1.json").unlink()
         monkeypatch.setattr(console, "level", level)
-        train.run(tiny(), tmp_path / str(level), "tiny")
+        api.run(tiny(), tmp_path / str(level), "tiny")
         said[level] = capsys.readouterr().out
         too_long = [
             x for x in said[level].splitlines() if len(x) > 80 and " " in x.strip()
@@ -148,11 +148,11 @@ def test_the_metrics_lines_hold_every_interval_once(whole):
 def test_a_second_run_does_nothing_and_says_so(whole, capsys):
     workdir, report = whole
     before = files(workdir)
-    assert train.run(tiny(), workdir, "tiny") == report
+    assert api.run(tiny(), workdir, "tiny") == report
     assert "nothing to do" in capsys.readouterr().out
     assert files(workdir) == before
     # How a run is carried out may change; what it computes may not.
-    train.run(tiny(**{"run.log_seconds": 1.0}), workdir, "tiny")
+    api.run(tiny(**{"run.log_seconds": 1.0}), workdir, "tiny")
 
 
 def test_another_config_is_refused_with_the_differing_keys(whole):
@@ -160,7 +160,7 @@ def test_another_config_is_refused_with_the_differing_keys(whole):
     before = files(workdir)
     other = tiny(**{"ladder.updates": (13,), "seed": 5})
     with pytest.raises(ValueError, match="different config") as error:
-        train.run(other, workdir, "tiny")
+        api.run(other, workdir, "tiny")
     assert "ladder.updates: [12] -> [13]" in str(error.value)
     assert "seed: 0 -> 5" in str(error.value)
     assert "teacher" not in str(error.value)
@@ -184,7 +184,7 @@ def test_stopped_by_signals_and_gone_on_with_the_same_bits(
     monkeypatch.setattr(Loop, "call", call)
     while True:
         try:
-            report = train.run(tiny(), tmp_path / "run", "tiny")
+            report = api.run(tiny(), tmp_path / "run", "tiny")
             break
         except Interrupted as stop:
             stopped.append(stop.exit_code)
@@ -235,7 +235,7 @@ def test_stages_that_end_early_end_alike_after_stops(tmp_path, monkeypatch, caps
         return plain(self, state)
 
     monkeypatch.setattr(Loop, "call", call)
-    whole = train.run(config, tmp_path / "whole", "tiny")
+    whole = api.run(config, tmp_path / "whole", "tiny")
     # A plateau at update 4, and two more updates with a falling learning rate.
     early = {"done": 6, "planned": 12}
     assert whole["updates"] == {"student_2": early, "student_1": early}
@@ -255,8 +255,8 @@ def test_stages_that_end_early_end_alike_after_stops(tmp_path, monkeypatch, caps
     stops, calls[0] = (3, 5, 12), 0
     for _ in stops:
         with pytest.raises(Interrupted):
-            train.run(config, tmp_path / "run", "tiny")
-    report = train.run(config, tmp_path / "run", "tiny")
+            api.run(config, tmp_path / "run", "tiny")
+    report = api.run(config, tmp_path / "run", "tiny")
     assert "student_2 done, student_1 done" in unwrapped(capsys)
     assert calls[0] == 2 * 6
     assert report["rows"] == whole["rows"]
@@ -283,7 +283,7 @@ def test_labels_substeps_averages_and_a_factor_of_four(tmp_path):
             "eval.sampler": "ancestral:medium:0.3",
         }
     )
-    report = train.run(config, tmp_path / "run", "tiny")
+    report = api.run(config, tmp_path / "run", "tiny")
     students = [r["num_steps"] for r in report["rows"] if r["model"] == "student"]
     assert students == [4, 1]
 
@@ -304,7 +304,7 @@ def test_an_exact_teacher(tmp_path):
             "eval.paired_samples": 50,
         }
     )
-    report = train.run(config, tmp_path / "run", "ring")
+    report = api.run(config, tmp_path / "run", "ring")
     metrics = {(r["model"], r["num_steps"]): r["metrics"] for r in report["rows"]}
     assert metrics["teacher", 64]["rmse_to_exact"] < 0.03
     assert metrics["teacher", 1]["rmse_to_exact"] > 0.5
@@ -327,10 +327,10 @@ def test_substeps_may_change_where_they_divide_what_is_left(
 
     monkeypatch.setattr(Loop, "call", call)
     with pytest.raises(Interrupted):
-        train.run(tiny(), tmp_path / "run", "tiny")
+        api.run(tiny(), tmp_path / "run", "tiny")
     with pytest.raises(ValueError, match="3 to 20"):
-        train.run(tiny(**{"run.substeps": 4}), tmp_path / "run", "tiny")
-    assert train.run(tiny(), tmp_path / "run", "tiny")["rows"] == whole[1]["rows"]
+        api.run(tiny(**{"run.substeps": 4}), tmp_path / "run", "tiny")
+    assert api.run(tiny(), tmp_path / "run", "tiny")["rows"] == whole[1]["rows"]
 
 
 def test_damaged_and_missing_pieces(whole, tmp_path, capsys):
@@ -340,7 +340,7 @@ def test_damaged_and_missing_pieces(whole, tmp_path, capsys):
     (workdir / "evaluation" / "student_2.json").write_text('{"mod')
     samples = workdir / "evaluation" / "student_2.npy"
     samples.write_bytes(samples.read_bytes()[:200])
-    assert train.run(tiny(), workdir, "tiny")["rows"] == whole[1]["rows"]
+    assert api.run(tiny(), workdir, "tiny")["rows"] == whole[1]["rows"]
     assert "3 of 4 rows measured" in unwrapped(capsys)
 
     (workdir / "report.json").unlink()
@@ -348,9 +348,9 @@ def test_damaged_and_missing_pieces(whole, tmp_path, capsys):
     (workdir / "evaluation" / "student_2.json").unlink()
     shutil.rmtree(workdir / "checkpoints" / "student_2" / "12" / "facts")
     with pytest.raises(Refused, match=r"student_2.12 is damaged .*from a copy"):
-        train.run(tiny(), workdir, "tiny")
+        api.run(tiny(), workdir, "tiny")
     shutil.rmtree(workdir / "checkpoints" / "student_2" / "12")
-    assert train.run(tiny(), workdir, "tiny")["rows"] == whole[1]["rows"]
+    assert api.run(tiny(), workdir, "tiny")["rows"] == whole[1]["rows"]
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
@@ -359,7 +359,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
     with open(workdir / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(Refused, match="in use by another process"):
-            train.run(tiny(), workdir, "tiny")
+            api.run(tiny(), workdir, "tiny")
     assert [p.name for p in workdir.iterdir()] == [".lock"]
 
 
@@ -383,14 +383,14 @@ def test_a_workdir_in_an_object_store(whole, tmp_path, monkeypatch):
         lambda self, workdir, stage: plain(self, tmp_path, stage),
     )
     shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
-    report = train.run(tiny(), "gs://bucket/run", "tiny")
+    report = api.run(tiny(), "gs://bucket/run", "tiny")
     assert report["rows"] == whole[1]["rows"]
     kept = epath.Path("gs://bucket/run")
     assert json.loads((kept / "report.json").read_text())["rows"] == report["rows"]
     assert {"report.md", "quality.png", "config.json"} <= {
         p.name for p in kept.iterdir()
     }
-    assert train.run(tiny(), "gs://bucket/run", "tiny")["rows"] == report["rows"]
+    assert api.run(tiny(), "gs://bucket/run", "tiny")["rows"] == report["rows"]
 
     lines = JsonLines(kept / "metrics.jsonl")
     for update in (1, 2, 3):
@@ -426,7 +426,7 @@ def test_inception_features_and_reference_statistics(tmp_path):
         "eval.inception": str(tmp_path / "weights.npz"),
         "eval.statistics": str(tmp_path / "statistics.npz"),
     }
-    report = train.run(tiny(**few), tmp_path / "run", "tiny")
+    report = api.run(tiny(**few), tmp_path / "run", "tiny")
     for row in report["rows"]:
         assert {"fid", "inception_score", "kid", "precision", "recall"} <= set(
             row["metrics"]
@@ -440,12 +440,12 @@ def test_inception_features_and_reference_statistics(tmp_path):
     assert "sha256" in page
 
     (tmp_path / "run" / "report.json").unlink()
-    again = train.run(tiny(**few), tmp_path / "run", "tiny")
+    again = api.run(tiny(**few), tmp_path / "run", "tiny")
     assert again["rows"] == report["rows"]
 
     np.savez(tmp_path / "small.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(ValueError, match="3 dimensions"):
-        train.run(
+        api.run(
             tiny(**(few | {"eval.statistics": str(tmp_path / "small.npz")})),
             tmp_path / "third",
             "tiny",

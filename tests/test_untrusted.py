@@ -24,11 +24,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pd_jax import data, loading, models
+from pd_jax import data, models
 from pd_jax.checkpoint.released import load_released
 from pd_jax.data import _folder_cache
 from pd_jax.evaluation.rows import check_entry
 from pd_jax.metrics import load_statistics
+from pd_jax.runs import loading
 from pd_jax.storage import files
 from pd_jax.storage.writers import JsonLines
 from pd_jax.students import bundle

@@ -231,8 +231,8 @@ def _at_least(config: ConfigDict, bounds: dict[str, float]) -> None:
                 raise ValueError(f"{key}={value}: must be below 2^31")
 
 
-def _check_keys(config: ConfigDict) -> None:
-    """Checks that the keys are those of `default`."""
+def check_keys(config: ConfigDict) -> None:
+    """Raises ValueError unless the keys are those of `default`."""
     sections = ("data", "model")
     if not all("name" in config.get(section, {}) for section in sections):
         raise ValueError(
@@ -272,7 +272,7 @@ def _check_plateau(section: ConfigDict) -> None:
 
 def check(config: ConfigDict, num_devices: int) -> None:
     """Raises ValueError for the first value that cannot work, naming its key."""
-    _check_keys(config)
+    check_keys(config)
     registry.check(config.model.output, conventions.CONVENTIONS, "model.output")
     registry.check(config.precision, PRECISIONS, "precision")
     registry.check(config.schedule.name, schedules.SCHEDULES, "schedule.name")

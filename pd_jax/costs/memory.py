@@ -1,8 +1,5 @@
 """What to say where a device's memory is not enough."""
 
-import contextlib
-from collections.abc import Iterator
-
 import jax
 
 from pd_jax.config.setup import Setup, sketch
@@ -11,26 +8,14 @@ from pd_jax.costs.count import count
 SHOWN = 3  # parts of an estimate, the largest
 
 
-@contextlib.contextmanager
-def watched(setup: Setup, name: str) -> Iterator[None]:
-    """Says what to change where devices run out of memory.
+def advice(setup: Setup, part: str) -> str:
+    """What lowers the memory of a run's part, to put after what is wrong.
 
     Args:
       setup: the run's.
-      name: of the training whose steps run inside, or "evaluation".
-
-    Raises:
-      MemoryError: in place of the runtime's own error.
+      part: a training's name, or "evaluation".
     """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        advice = _of_sampling if name == "evaluation" else _of_training
-        raise MemoryError(
-            f"{name}: a device is out of memory{advice(setup, name)}"
-        ) from error
+    return (_of_sampling if part == "evaluation" else _of_training)(setup, part)
 
 
 def _of_sampling(setup: Setup, name: str) -> str:

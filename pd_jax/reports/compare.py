@@ -8,11 +8,11 @@ from etils import epath
 
 from pd_jax import __version__
 from pd_jax import config as configs
-from pd_jax import record as records
-from pd_jax.record import Record
 from pd_jax.reports import figures, page
 from pd_jax.reports.figures import Curve
 from pd_jax.reports.report import LABELS, MAIN
+from pd_jax.runs import record as records
+from pd_jax.runs.record import Record
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage.writers import write_whole

@@ -17,8 +17,8 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pd_jax.record import Line, StageRecord
 from pd_jax.reports.report import LINEAR
+from pd_jax.runs.record import Line, StageRecord
 
 INK, FAINT = "#010101", "#020202"
 STAND_INS = {INK: "currentColor", FAINT: "var(--line)"}

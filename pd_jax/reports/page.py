@@ -15,12 +15,11 @@ from etils import epath
 
 from pd_jax import __version__
 from pd_jax import config as configs
-from pd_jax import record as records
-from pd_jax.record import Record
 from pd_jax.reports import figures
 from pd_jax.reports.figures import STUDENT, TEACHER, Curve
 from pd_jax.reports.report import LABELS, MAIN
-from pd_jax.runtime import processes
+from pd_jax.runs import record as records
+from pd_jax.runs.record import Record
 from pd_jax.storage.writers import write_whole
 
 FILE = "report.html"
@@ -275,27 +274,32 @@ def html(record: Record) -> str:
 
 
 class Page:
-    """The page of a run that goes on; the first process writes it."""
+    """The callback that keeps the page of a run up to date."""
 
     def __init__(self, folder: epath.Path, name: str):
         """Of the run in `folder`, by its `name`."""
         self._folder, self._name = folder, name
         self._written = -math.inf
 
-    def renew(self, at_most_every: float = RENEWED_SECONDS) -> None:
-        """Writes it anew, unless it is younger than so many seconds.
+    def on_checkpoint(self, stage: str, update: int) -> None:
+        """Writes it anew, unless it is young."""
+        if time.monotonic() - self._written >= RENEWED_SECONDS:
+            self._renew()
 
-        What cannot be shown, or written, ends no run.
-        """
-        if time.monotonic() - self._written < at_most_every:
-            return
-        if processes.is_first():
-            with contextlib.suppress(OSError, ValueError):
-                self.write()
+    def on_stop(self, stage: str, update: int) -> None:
+        """Writes it anew."""
+        self._renew()
+
+    def on_report(self, report: dict, evaluation: object) -> None:
+        """Writes it for good."""
+        self._write(report)
+
+    def _renew(self) -> None:
+        # What cannot be shown, or written, ends no run.
+        with contextlib.suppress(OSError, ValueError):
+            self._write()
         self._written = time.monotonic()
 
-    def write(self, report: dict | None = None) -> str:
-        """Writes it, with the report of a run that is finished; returns its name."""
+    def _write(self, report: dict | None = None) -> None:
         record = records.read(self._folder, self._name, report)
         write_whole(self._folder / FILE, html(record))
-        return FILE

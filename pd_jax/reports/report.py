@@ -1,7 +1,6 @@
-"""What a run leaves for people: report.json, report.md, plots and sample grids."""
+"""The report for people: report.md, plots and sample grids."""
 
 import io
-import json
 import pathlib
 
 import matplotlib
@@ -171,14 +170,25 @@ def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str,
     return {}
 
 
-def write(
-    workdir: epath.Path, report: dict, evaluation: Evaluation, setup: Setup
-) -> list[str]:
-    """Writes all files, report.json last: where it is there, all are.
+class Report:
+    """The callback that writes the report for people, plots and pictures."""
 
-    Returns:
-      The names of the files, relative to the workdir.
-    """
+    def __init__(self, workdir: epath.Path):
+        """Of the run in `workdir`."""
+        self._workdir = workdir
+
+    def on_begin(self, setup: Setup, present: list[str]) -> None:
+        """Learns what the run is made of."""
+        self._setup = setup
+
+    def on_report(self, report: dict, evaluation: Evaluation) -> None:
+        """Writes all files."""
+        _write(self._workdir, report, evaluation, self._setup)
+
+
+def _write(
+    workdir: epath.Path, report: dict, evaluation: Evaluation, setup: Setup
+) -> None:
     rows = report["rows"]
     files = {"quality.png": plot_quality(rows)}
     files |= pictures(
@@ -219,7 +229,5 @@ def write(
         ),
     ]
     files["report.md"] = "\n".join(lines)
-    files["report.json"] = json.dumps(report, indent=1) + "\n"
     for name, content in files.items():
         write_whole(workdir / name, content)
-    return list(files)

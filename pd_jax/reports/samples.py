@@ -19,8 +19,9 @@ from etils import epath
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pd_jax import loading, samplers
+from pd_jax import samplers
 from pd_jax.reports import report
+from pd_jax.runs import loading
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupt

@@ -13,10 +13,11 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from pd_jax import checkpoint, folder
+from pd_jax import checkpoint
 from pd_jax import config as configs
 from pd_jax.evaluation.rows import Row, check_entry, planned_rows
 from pd_jax.reports import report
+from pd_jax.runs import workdir as workdirs
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
@@ -93,16 +94,16 @@ def read(workdir: str | os.PathLike) -> Status:
     Raises:
       Refused: where there is none.
     """
-    workdir = folder.path(workdir)
+    workdir = workdirs.path(workdir)
     if not workdir.is_dir():
         raise Refused(f"--workdir={workdir}: no such folder")
     if not any((workdir / name).exists() for name in ("config.json", *PARTS)):
         raise Refused(f"--workdir={workdir}: no folder of a run: no config.json there")
     warnings: list[str] = []
-    finished = folder.report_of(workdir)
+    finished = workdirs.report_of(workdir)
     rows = _rows(workdir, warnings)
     stages, wanted = _plan(workdir, _json(workdir / "config.json", warnings))
-    in_use = folder.in_use(workdir)
+    in_use = workdirs.in_use(workdir)
     _read_lines(workdir / "metrics.jsonl", stages)
     for stage in stages:
         _read_checkpoints(workdir / "checkpoints" / stage.name, stage, warnings)

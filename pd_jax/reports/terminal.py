@@ -1,73 +1,83 @@
-"""What a run says of itself at its start, with each row, and at its end."""
+"""Terminal output of a run: header, rows, summary."""
 
 import platform
 
 import jax
 import jaxlib
+import numpy as np
 from etils import epath
 
 from pd_jax import __version__
 from pd_jax.config.setup import Setup
-from pd_jax.reports import report
+from pd_jax.reports import report as reports
 from pd_jax.runtime import console
 
-
-def start(name: str, setup: Setup, workdir: epath.Path, found: list[str]) -> None:
-    """Says what is about to be done.
-
-    Args:
-      name: the run's.
-      setup: the run's.
-      workdir: its folder.
-      found: what is there already, in words.
-    """
-    devices = jax.devices()
-    weights = sum(a.size for a in jax.tree.leaves(setup.shapes))
-    stages = [stage.name for t in setup.trainings for stage in t.stages]
-    count = jax.process_count()
-    spread = f" of {count} processes" if count > 1 else ""
-    console.say(f"{name}: {' -> '.join(stages)}", "bold")
-    console.say(
-        f"{len(setup.dataset)} examples of shape {setup.dataset.shape}, "
-        f"{weights:,} weights, {len(devices)} {devices[0].platform} device(s)"
-        f"{spread}, jax {jax.__version__}\n"
-        f"{'going on in' if found else 'writing to'} {workdir}"
-        f"{': ' * bool(found)}{', '.join(found)}"
-    )
-    kinds = sorted({device.device_kind for device in devices})
-    console.detail(
-        f"pd_jax {__version__}, jaxlib {jaxlib.__version__}, "
-        f"Python {platform.python_version()} on {platform.node()}\n"
-        f"devices: {', '.join(kinds)}; networks compute in "
-        f"{setup.model.dtype.name}\n"
-        f"compiled programs: {jax.config.jax_compilation_cache_dir or 'not kept'}"
-    )
+FILES = ("report.html", "quality.png", "landing.png", "report.md", "report.json")
 
 
-def row(entry: dict) -> None:
-    """Tells a row's figures, to those who want details."""
-    figures = ", ".join(f"{k} {v:.4g}" for k, v in entry["metrics"].items())
-    console.detail(
-        f"{entry['model']}, {entry['num_steps']} step(s): {figures}; "
-        f"{entry['seconds']:.1f} s"
-    )
+class Terminal:
+    """The callback that prints."""
 
+    def __init__(self, workdir: epath.Path, name: str):
+        """For the run called `name` in `workdir`."""
+        self._workdir, self._name = workdir, name
 
-def end(result: dict, setup: Setup, workdir: epath.Path, names: list[str]) -> None:
-    """Shows the figures, warnings and times of a run that is complete.
+    def on_done(self, report: dict) -> None:
+        """Prints the table of a run that was complete before."""
+        console.say(f"everything is done already, nothing to do: {self._workdir}")
+        console.show(reports.table(report["rows"], everything=False))
 
-    Args:
-      result: the report.
-      setup: the run's.
-      workdir: its folder.
-      names: of the report's files.
-    """
-    console.show(report.table(result["rows"], everything=False))
-    for warning in result["warnings"]:
-        console.warn(f"warning: {warning}")
-    if not setup.config.eval.inception and len(setup.dataset.shape) == 3:
-        console.say("FID not measured: no Inception weights given (eval.inception)")
-    times = [f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items()]
-    console.say(f"time: {', '.join(times)}")
-    main = [name for name in names if "/" not in name]
-    console.say(f"wrote {', '.join(main)} in {workdir}")
+    def on_begin(self, setup: Setup, present: list[str]) -> None:
+        """Prints what is about to be done.
+
+        Args:
+          setup: the run's.
+          present: what is in its folder already, in words.
+        """
+        self._setup = setup
+        devices = jax.devices()
+        weights = sum(a.size for a in jax.tree.leaves(setup.shapes))
+        stages = [stage.name for t in setup.trainings for stage in t.stages]
+        count = jax.process_count()
+        spread = f" of {count} processes" if count > 1 else ""
+        console.say(f"{self._name}: {' -> '.join(stages)}", "bold")
+        console.say(
+            f"{len(setup.dataset)} examples of shape {setup.dataset.shape}, "
+            f"{weights:,} weights, {len(devices)} {devices[0].platform} device(s)"
+            f"{spread}, jax {jax.__version__}\n"
+            f"{'going on in' if present else 'writing to'} {self._workdir}"
+            f"{': ' * bool(present)}{', '.join(present)}"
+        )
+        kinds = sorted({device.device_kind for device in devices})
+        console.detail(
+            f"pd_jax {__version__}, jaxlib {jaxlib.__version__}, "
+            f"Python {platform.python_version()} on {platform.node()}\n"
+            f"devices: {', '.join(kinds)}; networks compute in "
+            f"{setup.model.dtype.name}\n"
+            f"compiled programs: {jax.config.jax_compilation_cache_dir or 'not kept'}"
+        )
+
+    def on_row(self, entry: dict, samples: np.ndarray) -> None:
+        """Prints a row's values, for those who want details."""
+        values = ", ".join(f"{k} {v:.4g}" for k, v in entry["metrics"].items())
+        console.detail(
+            f"{entry['model']}, {entry['num_steps']} step(s): {values}; "
+            f"{entry['seconds']:.1f} s"
+        )
+
+    def on_checkpoint(self, stage: str, update: int) -> None:
+        """Prints that one is made, for those who want details."""
+        console.detail(f"{stage}: checkpoint at update {update}")
+
+    def on_end(self, report: dict) -> None:
+        """Prints the table, warnings and times."""
+        console.show(reports.table(report["rows"], everything=False))
+        for warning in report["warnings"]:
+            console.warn(f"warning: {warning}")
+        setup = self._setup
+        if not setup.config.eval.inception and len(setup.dataset.shape) == 3:
+            console.say("FID not measured: no Inception weights given (eval.inception)")
+        times = [f"{name} {value:.0f} s" for name, value in report["seconds"].items()]
+        console.say(f"time: {', '.join(times)}")
+        written = [name for name in FILES if (self._workdir / name).exists()]
+        console.say(f"wrote {', '.join(written)} in {self._workdir}")

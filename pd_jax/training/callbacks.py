@@ -3,15 +3,23 @@
 A callback is any object with some of these methods, which are called in the first
 process of a run; or a function, in place of `on_metrics`.
 
+    on_done(report)              a run that is complete was asked for again: its report
+    on_begin(setup, present)     a run begins: its `pd_jax.config.setup.Setup`, and what
+                                 its folder holds already, in words
     on_start(stage, update)      a stage begins, or goes on after so many updates; what
                                  was told of it beyond them is void and told again
     on_metrics(entry)            a line of metrics.jsonl: {"stage", "update", "loss",
                                  "grad_norm", "learning_rate", "skipped", ...}, means
                                  over the updates since the line before
-    on_student(student)          a `pd_jax.students.student.Student` has finished
-    training on_row(entry, samples)       a row of the report was measured: {"model",
+    on_student(student)          a `pd_jax.students.student.Student` is trained
+    on_row(entry, samples)       a row of the report was measured: {"model",
                                  "num_steps", "sampler", "metrics", ...}; and its first
                                  samples, [n, ...]
+    on_checkpoint(stage, update) a stage's state is being saved
+    on_stop(stage, update)       a stage is done, or stopped on request, and saved
+    on_report(report, evaluation) all is measured: the report as in report.json, which
+                                 is written next
+    on_end(report)               everything of the run is written
     flush()                      a checkpoint is due: what was told must be kept
     close()                      the run ends, done or not
 
@@ -23,7 +31,10 @@ from collections.abc import Callable, Iterable
 from pd_jax.runtime import processes, registry
 from pd_jax.runtime.errors import Refused
 
-EVENTS = ("on_start", "on_metrics", "on_student", "on_row", "flush", "close")
+EVENTS = (
+    *("on_done", "on_begin", "on_start", "on_metrics", "on_checkpoint", "on_stop"),
+    *("on_student", "on_row", "on_report", "on_end", "flush", "close"),
+)
 
 
 class Callbacks:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,25 +12,48 @@ import jaxlib
 from etils import epath
 from ml_collections import ConfigDict
 
-from pd_jax import __version__, folder, loading
+from pd_jax import __version__
 from pd_jax.checkpoint import Damaged
 from pd_jax.config.setup import Setup, build
-from pd_jax.costs import memory
 from pd_jax.evaluation import preflight, regressions
 from pd_jax.evaluation.evaluation import GRID, Evaluation
 from pd_jax.evaluation.rows import Row, rows
-from pd_jax.reports import report, terminal, trackers
-from pd_jax.reports.page import Page
+from pd_jax.runs import loading
+from pd_jax.runs import workdir as workdirs
+from pd_jax.runs.stages import Stages
 from pd_jax.runtime import console, processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupt
 from pd_jax.runtime.progress import Progress
-from pd_jax.stages import Stages
 from pd_jax.storage.writers import JsonLines, write_whole
 from pd_jax.training.callbacks import Callbacks
 from pd_jax.training.loop import Loop
 from pd_jax.training.stage import Stage
 from pd_jax.training.training import Training
+
+
+class OutOfMemory(MemoryError):
+    """A device's memory was not enough.
+
+    Attributes:
+      part: a training's name, or "evaluation".
+      setup: the run's.
+    """
+
+    def __init__(self, part: str, setup: Setup):
+        super().__init__(f"{part}: a device is out of memory")
+        self.part, self.setup = part, setup
+
+
+@contextlib.contextmanager
+def _out_of_memory(part: str, setup: Setup) -> Iterator[None]:
+    """Names the part of a run whose memory was not enough."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(part, setup) from error
 
 
 def run(
@@ -49,9 +72,8 @@ def run(
       name: the run's name, for the report.
       began: `time.monotonic()` at which the run began; now where None.
       setup: what the config names, where that is built already.
-      callbacks: who is told of what happens (`pd_jax.training.callbacks`), after
-      metrics.jsonl
-        and those that the config asks for.
+      callbacks: told of what happens (`pd_jax.training.callbacks`), after
+        metrics.jsonl.
 
     Returns:
       The report, as in report.json.
@@ -61,27 +83,27 @@ def run(
       Diverged: where updates in a row had a loss or gradient that is not finite; the
         last checkpoint before them stays.
       Interrupted: on SIGINT or SIGTERM, with everything saved.
+      OutOfMemory: (a MemoryError) where a device's is not enough.
     """
     began = time.monotonic() if began is None else began
-    workdir = folder.path(workdir)
+    workdir = workdirs.path(workdir)
     with contextlib.ExitStack() as held:
         try:
-            finished, new = processes.agree(lambda: folder.take(workdir, config, held))
+            finished, new = processes.agree(lambda: workdirs.take(workdir, config, held))
             if finished is None:
                 setup = setup or build(config)
-                told = [*trackers.wanted(config, workdir, name), *callbacks]
-                told = Callbacks([JsonLines(workdir / "metrics.jsonl"), *told])
+            metrics = [] if finished else [JsonLines(workdir / "metrics.jsonl")]
+            told = Callbacks([*metrics, *callbacks])
         except ImportError as error:
             raise Refused(f"--workdir={workdir}: {error}") from error
         except ValueError as error:
             raise Refused(str(error)) from error
         if finished is not None:
-            console.say(f"everything is done already, nothing to do: {workdir}")
-            console.show(report.table(finished["rows"], everything=False))
+            told.on_done(finished)
             return finished
         if new:
             preflight.try_teacher(setup)
-            processes.agree(lambda: folder.make(workdir, held))
+            processes.agree(lambda: workdirs.make(workdir, held))
         text = json.dumps(config.to_dict(), indent=1) + "\n"
         processes.agree(lambda: write_whole(workdir / "config.json", text))
         with contextlib.closing(told):
@@ -102,14 +124,14 @@ class _Run:
         self.setup, self.workdir, self.name, self.began = setup, workdir, name, began
         self.options, self.callbacks = setup.config.run, callbacks
         self.stages = Stages(setup, workdir)
-        self.evaluation, self.page = Evaluation(setup, workdir), Page(workdir, name)
+        self.evaluation = Evaluation(setup, workdir)
         self.accounted = 0.0  # seconds of this process that a stage or row has counted
         self.students = {s.num_steps: s for s in setup.trainings[-1].stages}
 
     def all(self) -> dict:
         """Everything, in order; returns the report."""
         done, total, found = self._work()
-        terminal.start(self.name, self.setup, self.workdir, found)
+        self.callbacks.on_begin(self.setup, found)
         first = processes.is_first()
         self.progress = Progress(total, done, self.options.log_seconds, shown=first)
         try:
@@ -117,12 +139,12 @@ class _Run:
                 before = None
                 for training in self.setup.trainings:
                     for stage in training.stages:
-                        with memory.watched(self.setup, training.name):
+                        with _out_of_memory(training.name, self.setup):
                             self._train(training, stage, before)
                         before = training, stage
-                        with memory.watched(self.setup, "evaluation"):
+                        with _out_of_memory("evaluation", self.setup):
                             self._end_where_worse(training, stage)
-                with memory.watched(self.setup, "evaluation"):
+                with _out_of_memory("evaluation", self.setup):
                     self._evaluate(rows(self.setup))
         finally:
             self.progress.close()
@@ -242,13 +264,12 @@ class _Run:
                     new = {"seconds": seconds, "traces": traces, **made, **loop.facts}
                     kept.save(training.step.everywhere(state), new)
                     saved = loop.done
-                    console.detail(f"{stage.name}: checkpoint at update {saved}")
-                    self.page.renew()
+                    self.callbacks.on_checkpoint(stage.name, saved)
                 if ends:
                     break
                 state = loop.call(state)
             loop.close()
-        self.page.renew(at_most_every=0)
+        self.callbacks.on_stop(stage.name, saved)
         self.accounted += time.monotonic() - began
         if self.interrupt.received:
             kept_at = (
@@ -294,7 +315,6 @@ class _Run:
             if processes.is_first():
                 shown = evaluation.kept(row.name)[:GRID]
                 self.callbacks.on_row(evaluation.entry(row), shown)
-                terminal.row(evaluation.entry(row))
             self.accounted += time.monotonic() - began
             began = time.monotonic()
 
@@ -331,7 +351,9 @@ class _Run:
                 "jaxlib": jaxlib.__version__,
             },
         }
-        names = [self.page.write(result)]
-        names += report.write(self.workdir, result, self.evaluation, self.setup)
-        terminal.end(result, self.setup, self.workdir, names)
+        self.callbacks.on_report(result, self.evaluation)
+        # Last: where it is there, all else is.
+        text = json.dumps(result, indent=1) + "\n"
+        write_whole(self.workdir / "report.json", text)
+        self.callbacks.on_end(result)
         return result
