@@ -39,7 +39,9 @@ CHOICES = {
     "ladder.weighting": diffusion.WEIGHTINGS,
     "teacher.decay": optimizer.DECAYS,
     "ladder.decay": optimizer.DECAYS,
-    "ladder.on_regression": configs.REGRESSIONS,
+    "ladder.on_regression": methods.fields("progressive")["on_regression"].metadata[
+        "choices"
+    ],
     "eval.sampler": samplers.METHODS,
     "model.logsnr_input_type": _embedding.LOGSNR_INPUTS,
     "model.attention": _attention.KINDS,

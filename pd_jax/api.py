@@ -205,9 +205,9 @@ def _config(config: ConfigDict | None, output: str, keys: dict) -> ConfigDict:
         elif not isinstance(value, dict):
             raise ValueError(f"{key}={value!r}: give a dict of keys of that section")
     if not given:
-        counts = configs.student_stages(config)
         start = config.ladder.start
-        config.eval.teacher_steps = (start, *(s.num_steps for s in counts))
+        counts = [stage.num_steps for stage in configs.planned(config)["ladder"][1]]
+        config.eval.teacher_steps = (start, *counts)
         config.eval.reference_steps = max(256, 4 * start)
         config.eval.num_samples = NUM_REFERENCE
     for section in sections:
@@ -242,7 +242,7 @@ def _stream(source: Any, config: ConfigDict, sized: bool) -> Stream:
             f"batches are {type(source).__name__}: give an iterator, another iterable "
             "or a function of the number of the first batch"
         )
-    updates = [stage.updates for stage in configs.student_stages(config)]
+    updates = [stage.updates for _, stage in configs.stages(config)]
     num = config.eval.num_reference or NUM_REFERENCE
     stream = Stream(source, updates, num, config.eval.clip)
     if not sized:
@@ -270,7 +270,9 @@ def _students(
 ) -> dict[int, Student]:
     """The students of a run that is done, which may have ended early."""
     return {
-        stage.num_steps: loading.of_stage(workdir, built.config, stage, "ladder", built)
-        for stage in built.trainings[-1].stages
+        stage.num_steps: loading.of_stage(
+            workdir, built.config, training.name, stage, built
+        )
+        for training, stage in built.stages
         if stage.name in report["updates"]
     }

@@ -15,7 +15,7 @@ from etils import epath
 from pd_jax import checkpoint
 from pd_jax.checkpoint import StageCheckpoints, checksum
 from pd_jax.training.stage import Stage
-from pd_jax.training.state import StageValues, TrainState
+from pd_jax.training.state import Trained, TrainState
 from tests.test_damage import flip, largest
 
 STAGE = Stage("teacher", 0, 0, 40, 1e-3)
@@ -25,7 +25,14 @@ def state(update):
     rng = np.random.default_rng(update)  # zeros would take no room
     weights = {str(i): jnp.float32(rng.normal(size=(100, 100))) for i in range(4)}
     moments = {"mu": weights, "nu": weights}
-    return TrainState(jnp.int32(update), StageValues.of(STAGE), weights, None, moments)
+    model = Trained(weights, {}, moments)
+    return TrainState(jnp.int32(update), STAGE.values(), {"model": model})
+
+
+class METHOD:
+    @staticmethod
+    def result(state):
+        return {"model": state.model.weights}
 
 
 def opened(folder):
@@ -41,8 +48,8 @@ def workdir(tmp_path):
 def saved(workdir):
     """A folder with checkpoints of updates 5 and 10."""
     with opened(workdir) as kept:
-        kept.save(state(5), {})
-        kept.save(state(10), {"seconds": 1.0})
+        kept.save(state(5), METHOD, {})
+        kept.save(state(10), METHOD, {"seconds": 1.0})
     return workdir
 
 
@@ -71,7 +78,7 @@ def test_a_write_that_fails_is_told_soon_and_leaves_nothing(
     def write():
         with opened(saved) as kept:
             no_room(size)
-            kept.save(state(15), {})
+            kept.save(state(15), METHOD, {})
             until(lambda: kept.check() or False)
 
     with pytest.raises(OSError, match=r"teacher: checkpoint not written .* goes on"):
@@ -84,7 +91,7 @@ def test_a_write_that_fails_is_told_soon_and_leaves_nothing(
     no_room(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     with opened(saved) as kept:
         assert kept.updates == 10
-        kept.save(state(15), {})
+        kept.save(state(15), METHOD, {})
         assert kept.damage() is None
     assert checksum.made(saved / "checkpoints" / "teacher" / "15")
 
@@ -94,13 +101,13 @@ def test_no_room_is_told_before_anything_is_written(saved, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     says = r"no room: it takes 0\.5 MB, and 0\.1 MB are free"
     with opened(saved) as kept, pytest.raises(OSError, match=says):
-        kept.save(state(15), {})
+        kept.save(state(15), METHOD, {})
     assert len(list((saved / "checkpoints" / "teacher").iterdir())) == 2
 
 
 def test_what_is_written_is_sealed_without_another_one_after_it(workdir):
     with opened(workdir) as kept:
-        kept.save(state(5), {})
+        kept.save(state(5), METHOD, {})
         until(lambda: checksum.made(kept.newest))
         assert kept.damage() is None
 
@@ -112,14 +119,16 @@ def test_what_was_not_sealed_is_sealed_when_it_is_read(saved):
         if left is not None:
             (place / checksum.NAME).write_bytes(left)
         with opened(saved) as kept:
-            read, facts = kept.restore(shapes(state(10)))
-        np.testing.assert_array_equal(read.params["3"], state(10).params["3"])
+            read, facts = kept.restore(shapes(state(10)), METHOD)
+        np.testing.assert_array_equal(
+            read.model.params["3"], state(10).model.params["3"]
+        )
         assert facts["seconds"] == 1.0
         assert checksum.made(place)
         assert checksum.damage(place) is None
     flip(largest(pathlib.Path(place / "state" / "d")))
     with opened(saved) as kept, pytest.raises(checkpoint.Damaged, match="10 is damag"):
-        kept.restore(shapes(state(10)))
+        kept.restore(shapes(state(10)), METHOD)
 
 
 def shapes(tree):

@@ -3,13 +3,13 @@
 import pathlib
 import runpy
 
-import jax
 import numpy as np
 import pytest
 
 from pd_jax import config as configs
 from pd_jax.config.setup import build
 from pd_jax.evaluation.evaluation import Evaluation
+from pd_jax.training.method import state_shapes
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 LOWERED = ("digits", "imagenet64", "mixture2d")  # one of a kind
@@ -36,7 +36,7 @@ def test_its_values_make_sense_and_its_docstring_tells_what_to_expect(name):
 @pytest.mark.parametrize("name", ["cifar10", "imagenet64", "lsun_bedroom128"])
 def test_the_papers_ladders(name):
     config = get(name)
-    stages = configs.student_stages(config)
+    stages = configs.planned(config)["ladder"][1]
     assert stages[0].num_steps == config.ladder.start // 2
     assert [s.updates for s in stages[-3:]] == [50_000, 100_000, 100_000]
     assert configs.differences(config.to_dict(), get(name, "improved").to_dict()) == [
@@ -57,9 +57,7 @@ def test_its_step_and_sampler_lower_for_accelerators(name, tmp_path):
     setup = build(config)
     for training in setup.trainings:
         stage = training.stages[0]
-        state = jax.eval_shape(
-            lambda w, t=training, s=stage: t.method.start(w, s), setup.shapes
-        )
+        state = state_shapes(training.method, stage, setup.shapes)
         rows = np.arange(training.batch) % len(setup.dataset)
         batch = training.step.share(setup.dataset.take(rows))
         traced = training.step.trace(state, batch, training.key)

@@ -14,6 +14,7 @@ from pd_jax import data, main
 from pd_jax.config.setup import sketch
 from pd_jax.costs import count, estimate
 from pd_jax.data import digits
+from pd_jax.training.method import state_shapes
 from pd_jax.training.stage import Stage
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -205,9 +206,7 @@ def test_parts_substeps_and_devices_scale_as_in_the_real_step():
         passes = training.method.forwards
         assert cost.flops == cost.batch * (passes * found.forward - spared)
         stage = training.stages[0]
-        state = jax.eval_shape(
-            lambda w, t=training, s=stage: t.method.start(w, s), shapes
-        )
+        state = state_shapes(training.method, stage, shapes)
         images = jax.ShapeDtypeStruct((1, 10, cost.batch // 2, 8, 8, 1), jnp.float32)
         traced = training.step.trace(state, {"image": images}, training.key)
         assert 10 * cost.flops == 2 * count.matmul_flops(traced.jaxpr.jaxpr)

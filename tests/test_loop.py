@@ -8,6 +8,8 @@ import pytest
 from pd_jax.data import InMemory
 from pd_jax.runtime import processes
 from pd_jax.training import loop
+from pd_jax.training.method import Parts
+from pd_jax.training.optimizer import Optimizer
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -15,17 +17,19 @@ def test_processes_share_the_examples_of_a_check(microbatches, monkeypatch):
     def share(batch, count):
         return batch["image"].reshape(count, -1)
 
-    training = SimpleNamespace(
-        batch=8,
-        method=SimpleNamespace(descent=SimpleNamespace(microbatches=microbatches)),
-        step=SimpleNamespace(share=share),
-    )
     held_back = InMemory(np.arange(100, dtype=np.float32)[:, None])
     dataset = InMemory(np.full((5, 1), -1.0, np.float32), held_back=held_back)
+    optimizer = Optimizer(microbatches=microbatches)
+    training = SimpleNamespace(
+        batch=8,
+        method=SimpleNamespace(parts=Parts(optimizer=optimizer)),
+        dataset=dataset,
+        step=SimpleNamespace(share=share),
+    )
 
     def taken(index, count):
         monkeypatch.setattr(processes, "part", lambda: (index, count))
-        return loop._validation_batches(training, dataset)
+        return loop._validation_batches(training)
 
     whole = taken(0, 1)
     assert whole.shape == (loop.BATCHES * microbatches, 8 // microbatches)

@@ -73,7 +73,10 @@ WRONG = [
     ((DIGITS, "--config.ladder.decay=linar"), 'Did you mean "linear"'),
     ((DIGITS, "--config.ladder.plateau=0.1"), "give ladder.check_updates"),
     ((DIGITS, "--config.ladder.plateau=1.0"), "below 1"),
-    ((DIGITS, "--config.ladder.check_updates=-5"), "or positive"),
+    (
+        (DIGITS, "--config.ladder.check_updates=-5"),
+        "check_updates=-5: must be at least 0",
+    ),
     ((DIGITS, "--config.ladder.on_regression=halt"), "known are flag, stop"),
     ((DIGITS, "--config.ladder.regression_factor=0.5"), "at least 1"),
     ((DIGITS, "--config.run.most_skipped=0"), "run.most_skipped=0"),

@@ -14,9 +14,9 @@ import optax
 import pytest
 
 from pd_jax import analytic, methods, models
-from pd_jax.methods import _draws
+from pd_jax.methods import Parts, _draws
 from pd_jax.models import Model
-from pd_jax.training.optimizer import Descent
+from pd_jax.training.optimizer import Optimizer
 from pd_jax.training.stage import Stage
 from pd_jax.training.step import Measure, Step
 
@@ -33,14 +33,21 @@ def batch(size, substeps=1, seed=0):
     }
 
 
-def method_of(name, cosine, descent=None, **kw):
+def method_of(name, cosine, optimizer=None, exact=None, **kw):
     net = models.get("mlp", width=16, emb_ch=16, num_blocks=1, num_classes=3)
     model = Model(net, "v")
-    return methods.get(name)(model, cosine, descent or Descent(), **kw)
+    parts = Parts("ladder", model, cosine, optimizer or Optimizer(), exact)
+    return methods.get(name).Method(parts, **kw)
+
+
+def begun(method, weights, stage):
+    """A method's first state, of weights that teach too."""
+    handed_over = {"model": weights, "teacher": weights}
+    return method.begin(handed_over, stage, jax.random.key(0))
 
 
 def weights_of(method, seed=0):
-    params = method.model.init(jax.random.key(seed), SHAPE)
+    params = method.parts.model.init(jax.random.key(seed), SHAPE)
     return jax.tree.map(
         lambda p: p + 0.1 * jnp.asarray(RNG.standard_normal(p.shape), p.dtype), params
     )
@@ -48,7 +55,7 @@ def weights_of(method, seed=0):
 
 def train(method, weights, devices, updates=20, size=16, substeps=1):
     step = Step(method.update, devices, substeps)
-    state = step.place(method.start(weights, STAGE))
+    state = step.place(begun(method, weights, STAGE))
     key = step.place(jax.random.key(3))
     for i in range(0, updates, substeps):
         parts = [batch(size, seed=i + j) for j in range(substeps)]
@@ -59,21 +66,21 @@ def train(method, weights, devices, updates=20, size=16, substeps=1):
 
 @pytest.mark.parametrize("name", methods.known())
 def test_contract(name, cosine):
-    method = method_of(name, cosine, Descent(ema=0.9))
+    method = method_of(name, cosine, Optimizer(ema=0.9))
     weights = weights_of(method)
     state, metrics, step = train(method, weights, jax.devices(), updates=3)
     assert int(state.step) == 3
     assert step.traces == 1
     chex.assert_tree_all_finite(metrics)
     assert {"loss", "grad_norm", "learning_rate", "skipped"} <= set(metrics)
-    result = method.result(state)
+    result = method.result(state)["model"]
     chex.assert_trees_all_equal_shapes_and_dtypes(result, weights)
     # The hand-over: a new stage starts from the result, with all else fresh.
-    after = method.start(result, STAGE)
-    chex.assert_trees_all_equal(after.params, result)
+    after = begun(method, result, STAGE)
+    chex.assert_trees_all_equal(after.model.params, result)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     assert int(after.step) == 0
-    moments = jax.tree.leaves(after.opt_state)
+    moments = jax.tree.leaves(after.model.opt_state)
     assert all(not np.any(np.asarray(a)) for a in moments)
     assert method.forwards >= 3
 
@@ -87,9 +94,11 @@ def test_device_counts_agree(name, cosine):
     assert float(metrics_one["loss"]) == pytest.approx(
         float(metrics_four["loss"]), rel=1e-4
     )
-    for a, b in zip(*(jax.tree.leaves(jax.device_get(s.params)) for s in (one, four))):
+    for a, b in zip(
+        *(jax.tree.leaves(jax.device_get(s.model.params)) for s in (one, four))
+    ):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), one.params, weights)
+    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), one.model.params, weights)
     assert max(jax.tree.leaves(moved)) > 1e-3
 
 
@@ -97,21 +106,21 @@ def test_device_counts_agree(name, cosine):
 def test_microbatches_and_substeps_change_nothing(name, cosine):
     weights = weights_of(method_of(name, cosine))
     plain, _, _ = train(method_of(name, cosine), weights, jax.devices()[:2])
-    method = method_of(name, cosine, Descent(microbatches=4))
+    method = method_of(name, cosine, Optimizer(microbatches=4))
     other, _, step = train(method, weights, jax.devices()[:2], substeps=5)
     assert step.traces <= 2  # a scan traces its body once more
     assert int(other.step) == 20
     for a, b in zip(
-        *(jax.tree.leaves(jax.device_get(s.params)) for s in (plain, other))
+        *(jax.tree.leaves(jax.device_get(s.model.params)) for s in (plain, other))
     ):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", methods.known())
 def test_an_update_that_is_not_finite_is_left_out_on_all_devices(name, cosine):
-    method = method_of(name, cosine, Descent(ema=0.9))
+    method = method_of(name, cosine, Optimizer(ema=0.9))
     step = Step(method.update, jax.devices())
-    state = step.place(method.start(weights_of(method), STAGE))
+    state = step.place(begun(method, weights_of(method), STAGE))
     key = step.place(jax.random.key(3))
     bad = batch(16, seed=1)
     bad["image"][13, 2, 2] = np.nan  # on the last device alone
@@ -124,7 +133,9 @@ def test_an_update_that_is_not_finite_is_left_out_on_all_devices(name, cosine):
     assert [bool(np.isfinite(m["loss"])) for m in found] == [True, False, True]
     assert [int(s.step) for s in states] == [1, 2, 3]
     chex.assert_trees_all_equal(states[1].replace(step=states[0].step), states[0])
-    moved = jax.tree.map(lambda a, b: np.any(a != b), states[2].ema, states[1].ema)
+    moved = jax.tree.map(
+        lambda a, b: np.any(a != b), states[2].model.averages, states[1].model.averages
+    )
     assert any(jax.tree.leaves(moved))
     for leaf in jax.tree.leaves(state):
         for shard in leaf.addressable_shards:
@@ -133,22 +144,22 @@ def test_an_update_that_is_not_finite_is_left_out_on_all_devices(name, cosine):
 
 
 def test_a_gradient_that_is_not_finite_is_enough_and_substeps_are_told_apart():
-    descent = Descent()
+    optimizer = Optimizer()
 
     def loss(params, batch, keys):  # 0, with a gradient of 0/0, where its weight is 0
         return batch["image"] + jnp.sqrt(jnp.square(params["w"]))
 
     def update(state, batch, keys):
-        return descent.update(state, loss, batch, keys)
+        return optimizer.update(state, loss, batch, keys)
 
     step = Step(update, jax.devices()[:1], substeps=2)
     for start, skipped in ((0.0, [1, 1]), (1.0, [0, 0])):
-        state = step.place(descent.start({"w": jnp.full((), start)}, STAGE))
+        state = step.place(optimizer.start({"w": jnp.full((), start)}, STAGE))
         images = step.share({"image": np.zeros(4, np.float32)})
         state, metrics = step(state, images, step.place(jax.random.key(0)))
         assert metrics["skipped"].tolist() == skipped
         assert np.isfinite(metrics["loss"]).all()
-        assert bool(state.params["w"] == start) == bool(skipped[0])
+        assert bool(state.model.params["w"] == start) == bool(skipped[0])
 
 
 def compiles():
@@ -166,7 +177,7 @@ def compiles():
 @pytest.mark.parametrize("exact", [None, analytic.gaussian(0.0, 0.5)])
 def test_a_ladder_traces_and_compiles_once(exact, cosine):
     method = method_of(
-        "progressive", cosine, Descent(ema=0.9, decay="linear"), exact=exact
+        "progressive", cosine, Optimizer(ema=0.9, decay="linear"), exact=exact
     )
     step = Step(method.update)
     key = step.place(jax.random.key(0))
@@ -174,14 +185,14 @@ def test_a_ladder_traces_and_compiles_once(exact, cosine):
     found = compiles()
     for index, num_steps in enumerate((8, 4, 2, 1)):
         stage = Stage("s", index, num_steps, 10 + index, 1e-3 / num_steps)
-        state = step.place(method.start(weights, stage))
+        state = step.place(begun(method, weights, stage))
         jax.block_until_ready(state)
         before = len(found)
         for _ in range(3):
             state, metrics = step(state, step.share(batches), key)
             jax.block_until_ready(metrics)
         counted.append(len(found) - before)
-        weights = method.result(state)
+        weights = method.result(state)["model"]
     assert step.traces == 1
     assert counted == [1, 0, 0, 0]
 
@@ -190,29 +201,29 @@ def test_a_ladder_traces_and_compiles_once(exact, cosine):
     "name", ["progressive", pytest.param("standard", marks=pytest.mark.slow)]
 )
 def test_a_measure_is_the_same_on_any_devices_and_changes_nothing(name, cosine):
-    method = method_of(name, cosine, Descent(ema=0.9))
+    method = method_of(name, cosine, Optimizer(ema=0.9))
     weights, examples = weights_of(method), batch(16, 2)
 
     def loss(state, batch, keys):
-        return method.loss(state, method.result(state), batch, keys)
+        return method.loss(state, method.result(state)["model"], batch, keys)
 
     found = {}
     for devices in (jax.devices()[:1], jax.devices()):
         step = Step(method.update, devices)
         measure = Measure(loss, step, jax.random.key(1))
-        state = step.place(method.start(weights, STAGE))
+        state = step.place(begun(method, weights, STAGE))
         shared, key = step.share(examples, 2), step.place(jax.random.key(0))
         first = measure(state, shared)
         assert measure(state, shared) == first
         for i in range(3):
             state, _ = step(state, step.share(batch(16, seed=i)), key)
         # A stage that ends earlier, and the next one, are measured by the same code.
-        sooner = state.stage.replace(updates=step.place(jnp.int32(4)))
-        state = state.replace(stage=sooner)
+        sooner = {"updates": step.place(jnp.int32(4))}
+        state = state.replace(stage=state.stage | sooner)
         after = measure(state, shared)
         state, _ = step(state, step.share(batch(16)), key)
         other = dataclasses.replace(STAGE, index=2, num_steps=2)
-        last = measure(step.place(method.start(weights, other)), shared)
+        last = measure(step.place(begun(method, weights, other)), shared)
         assert measure.traces == step.traces == 1
         assert len({first, after, last}) == 3
         found[len(devices)] = first, after, last
@@ -228,7 +239,7 @@ def test_exact_teacher_teaches_the_first_stage_only(cosine):
         step = Step(method.update, jax.devices()[:1])
         for index in (0, 1):
             stage = Stage("s", index, 4, 10, 1e-3)
-            state = step.place(method.start(weights, stage))
+            state = step.place(begun(method, weights, stage))
             _, metrics = step(
                 state, step.share(batch(16)), step.place(jax.random.key(0))
             )
@@ -239,7 +250,7 @@ def test_exact_teacher_teaches_the_first_stage_only(cosine):
 
 def test_a_student_of_itself_at_no_distance_has_no_loss(cosine):
     """One teacher step a student step: the student, a copy of it, is perfect."""
-    method = method_of("progressive", cosine, teacher_steps=1, weighting="snr_plus_1")
+    method = method_of("progressive", cosine, factor=1, weighting="snr_plus_1")
     _, metrics, _ = train(method, weights_of(method), jax.devices(), updates=1)
     assert float(metrics["loss"]) < 1e-9
 
@@ -250,12 +261,11 @@ def test_distilling_a_gaussian_finds_the_closed_form(cosine):
 
     teacher = analytic.gaussian(0.2, 0.4)
     model = Model(models.get("mlp", width=64, num_blocks=2), "v")
-    method = methods.get("progressive")(
-        model, cosine, Descent(decay="cosine"), "snr_plus_1", 8, teacher
-    )
+    parts = Parts("ladder", model, cosine, Optimizer(decay="cosine"), teacher)
+    method = methods.get("progressive").Method(parts, factor=8, weighting="snr_plus_1")
     step = Step(method.update, jax.devices()[:1])
     stage = Stage("student_1", 0, 1, 400, 3e-3)
-    state = step.place(method.start(model.init(jax.random.key(0), (1,)), stage))
+    state = step.place(begun(method, model.init(jax.random.key(0), (1,)), stage))
     key = step.place(jax.random.key(0))
     rng = np.random.default_rng(0)
     for _ in range(stage.updates):
@@ -264,7 +274,7 @@ def test_distilling_a_gaussian_finds_the_closed_form(cosine):
     z = jnp.linspace(-2, 2, 41)[:, None]
     t = jnp.ones(41)
     truth = arcs.target(teacher, z, t, 1, cosine, 8)
-    found = model.denoiser(method.result(state))(z, cosine(t)).x
+    found = model.denoiser(method.result(state)["model"])(z, cosine(t)).x
     assert float(jnp.sqrt(jnp.mean((found - truth) ** 2))) < 0.02
 
 
@@ -287,10 +297,10 @@ def test_draws_are_the_examples_own(cosine):
 
 def test_learning_rate_and_average():
     stage = Stage("s", 0, 1, 100, 2.0)
-    state = Descent(ema=0.5).start({"w": jnp.zeros(2)}, stage)
+    state = Optimizer(ema=0.5).start({"w": jnp.zeros(2)}, stage)
 
     def rate(step, **kw):
-        return float(Descent(**kw).learning_rate(jnp.int32(step), state.stage))
+        return float(Optimizer(**kw).learning_rate(jnp.int32(step), state.stage, None))
 
     assert rate(99) == 2.0
     assert rate(0, decay="linear") == 2.0
@@ -300,9 +310,9 @@ def test_learning_rate_and_average():
     assert rate(90, decay="cooldown") == pytest.approx(1.0)
     assert rate(0, warmup_updates=4) == pytest.approx(0.5)
     assert rate(3, warmup_updates=4) == 2.0
-    assert state.weights is state.ema
+    assert state.model.weights is state.model.averages["sampling"]
     with pytest.raises(ValueError, match="constant, cooldown, cosine"):
-        Descent(decay="steep")
+        Optimizer(decay="steep")
 
 
 @pytest.mark.parametrize(
@@ -316,21 +326,21 @@ def test_learning_rate_and_average():
     ],
 )
 def test_the_gradient_is_averaged_and_then_clipped(slopes, clip, used):
-    descent = Descent(clip_norm=clip)
+    optimizer = Optimizer(clip_norm=clip)
 
     def loss(params, batch, keys):
         return batch["slope"] * params["w"]
 
     step = Step(
-        lambda state, batch, keys: descent.update(state, loss, batch, keys),
+        lambda state, batch, keys: optimizer.update(state, loss, batch, keys),
         jax.devices()[:2],
     )
     stage = Stage("s", 0, 1, 10, 1.0)
-    state = step.place(descent.start({"w": jnp.float32(0.0)}, stage))
+    state = step.place(optimizer.start({"w": jnp.float32(0.0)}, stage))
     batch = {"slope": np.array(slopes, np.float32)}
     state, metrics = step(state, step.share(batch), step.place(jax.random.key(0)))
     assert float(metrics["grad_norm"]) == pytest.approx(np.mean(slopes), rel=1e-5)
-    moment = optax.tree_utils.tree_get(state.opt_state, "mu")["w"]
+    moment = optax.tree_utils.tree_get(state.model.opt_state, "mu")["w"]
     assert float(moment) == pytest.approx(0.1 * used, rel=1e-5)
 
 
@@ -359,7 +369,7 @@ def test_the_feed_is_two_calls_ahead_and_in_order(substeps):
 def test_the_step_lowers_for_accelerators(name, platform, cosine):
     method = method_of(name, cosine)
     step = Step(method.update, substeps=2)
-    state = step.place(method.start(weights_of(method), STAGE))
+    state = step.place(begun(method, weights_of(method), STAGE))
     batches = step.share(batch(8, substeps=2))
     traced = step.trace(state, batches, step.place(jax.random.key(0)))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
@@ -371,8 +381,9 @@ import hashlib, jax
 from tests.test_methods import *
 from pd_jax import schedules
 method = method_of("progressive", schedules.cosine())
-state, _, _ = train(method, method.model.init(jax.random.key(0), SHAPE), jax.devices())
-leaves = jax.tree.leaves(jax.device_get(state.params))
+weights = method.parts.model.init(jax.random.key(0), SHAPE)
+state, _, _ = train(method, weights, jax.devices())
+leaves = jax.tree.leaves(jax.device_get(state.model.params))
 print(hashlib.sha256(b"".join(a.tobytes() for a in leaves)).hexdigest())
 """
 

@@ -11,6 +11,7 @@ from pd_jax import models
 from pd_jax.config import setup
 from pd_jax.costs import count
 from pd_jax.models import Model, _attention
+from pd_jax.training.method import state_shapes
 from pd_jax.training.stage import Stage
 
 SMALL = {
@@ -87,11 +88,9 @@ def described(**changes):
 def test_a_state_keeps_float32_but_for_the_teacher():
     made = setup.sketch(described(precision="bfloat16"), 1)
     training = made.trainings[-1]
-    state = jax.eval_shape(
-        lambda w: training.method.start(w, training.stages[0]), made.shapes
-    )
-    assert types((state.params, state.opt_state), matrices=True) == {"float32"}
-    assert types(state.teacher, matrices=True) == {"bfloat16"}
+    state = state_shapes(training.method, training.stages[0], made.shapes)
+    assert types(state.networks, matrices=True) == {"float32"}
+    assert types(state.frozen, matrices=True) == {"bfloat16"}
 
     def update(state, batch, keys):
         return training.method.update(state, batch, keys)
@@ -179,8 +178,9 @@ def test_attention_takes_cudnn_only_where_it_is(monkeypatch):
 def test_a_stage_is_the_same_stage():
     """A teacher put back on resuming has the weights that the stage began with."""
     there = setup.sketch(described(precision="bfloat16"), 1).trainings[-1].method
-    params = jax.jit(lambda: there.model.init(KEY, (8, 8, 1)))()
+    params = jax.jit(lambda: there.parts.model.init(KEY, (8, 8, 1)))()
     stage = Stage("student_2", 0, 2, 4, 1e-3)
-    whole = jax.jit(lambda w: there.start(w, stage))(params).teacher
-    again = jax.jit(lambda w: there.start(w, stage).teacher)(params)
+    given = {"model": params, "teacher": params}
+    whole = jax.jit(lambda given: there.begin(given, stage, KEY))(given).frozen
+    again = jax.jit(lambda given: there.begin(given, stage, KEY).frozen)(given)
     chex.assert_trees_all_equal(whole, again)

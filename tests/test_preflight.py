@@ -7,9 +7,9 @@ from closed_forms import CONVENTIONS, IMAGES, RING, examples, network
 
 from pd_jax import data, methods, models, schedules
 from pd_jax.evaluation.preflight import check
+from pd_jax.methods import Parts
 from pd_jax.models import Model
 from pd_jax.runtime.errors import Refused
-from pd_jax.training.optimizer import Descent
 from pd_jax.training.stage import Stage
 
 STD = 0.15
@@ -230,9 +230,11 @@ def test_trained_networks(output, classes, cosine):
 
     net = models.get("mlp", width=128, num_blocks=2, num_classes=classes)
     model = Model(net, output)
-    method = methods.get("standard")(model, cosine, Descent(), "snr_plus_1")
+    parts = Parts("teacher", model, cosine)
+    method = methods.get("standard").Method(parts, weighting="snr_plus_1")
     stage = Stage("teacher", 0, 0, 1600, 1e-3)
-    state = method.start(model.init(jax.random.key(0), digits.shape), stage)
+    weights = {"model": model.init(jax.random.key(0), digits.shape)}
+    state = method.begin(weights, stage, jax.random.key(0))
     update = jax.jit(
         jax.vmap(
             method.update, (None, 0, 0), (None, None), axis_name="batch", axis_size=1
@@ -241,11 +243,11 @@ def test_trained_networks(output, classes, cosine):
     held = batch(0, 256, (1,))
     for i in range(1600):
         if i in (30, 100, 400):
-            check_on(held, model.raw, output, cosine, method.result(state))
+            check_on(held, model.raw, output, cosine, method.result(state)["model"])
         one = jax.tree.map(lambda a: a[None], batch(64 * i, 64, (0,)))
         keys = jax.random.split(jax.random.fold_in(jax.random.key(5), i), 64)
         state, _ = update(state, one, keys[None])
-    params = method.result(state)
+    params = method.result(state)["model"]
     found = check_on(held, model.raw, output, cosine, params)
     assert found["next_best"] > 0.9 * found["score"]
     if output == "v":

@@ -93,7 +93,7 @@ def test_what_there_is_to_be_warned_of(workdir, capsys):
     warnings = "\n".join(status.read(workdir).warnings)
     assert "teacher: 3 updates skipped" in warnings
     assert "student_2 ended early, after 6 of 12" in warnings
-    assert "student_1/5: format 2, of another version" in warnings
+    assert "student_1/5: format 3, of another version" in warnings
     assert "damaged: student_2_7_0" in warnings
     assert "evaluation/teacher_4.json cannot be read" in warnings
     printed = told(workdir, capsys)

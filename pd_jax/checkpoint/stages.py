@@ -5,8 +5,12 @@ Every stage has an Orbax `CheckpointManager` of its own under the workdir:
     checkpoints/teacher/4000/  checkpoints/student_16/800/  ...
 
 numbered by updates done. A stage is finished when its last number is its number of
-updates; the finished stage's weights, read back from disk, start and teach the next
-one. A teacher's weights are therefore in no checkpoint but its own.
+updates; what the finished stage hands over, read back from disk, starts and teaches the
+next one. Frozen weights are therefore in no checkpoint but their own. One checkpoint is
+
+    handed_over/   the arrays of the state that the stage hands over
+    state/         the other arrays that going on takes
+    facts/         the rest, as JSON
 """
 
 import contextlib
@@ -16,7 +20,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent import futures
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -27,10 +30,13 @@ from pd_jax.runtime import processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
 from pd_jax.storage.writers import is_remote
+from pd_jax.training.method import Method
 from pd_jax.training.stage import Stage
+from pd_jax.training.state import TrainState
 
 SKIPPED = ocp.PLACEHOLDER  # in place of a leaf that is not to be read
-FORMAT = 1  # of the saved tree and its metadata
+FORMER_STAGE = ("index", "num_steps", "updates", "learning_rate")
+FORMAT = 2  # of the saved arrays and facts; `_former` is the tree of format 1
 
 
 class _Manager(ocp.CheckpointManager):
@@ -74,7 +80,7 @@ class StageCheckpoints:
                     create_directories_asynchronously=remote
                 ),
             ),
-            item_names=("state", "facts"),
+            item_names=("handed_over", "state", "facts"),
         )
 
     def __enter__(self) -> "StageCheckpoints":
@@ -169,27 +175,26 @@ class StageCheckpoints:
         """Whether the stage's last update is saved."""
         return self.updates >= self.end
 
-    def save(self, state: Any, facts: dict) -> None:
-        """Saves a state, all but its teacher, in the background.
+    def save(self, state: TrainState, method: Method, facts: dict) -> None:
+        """Saves a state, all but its frozen weights, in the background.
 
         Args:
-          state: a method's state; may be donated as soon as this returns.
+          state: the state; may be donated as soon as this returns.
+          method: whose it is.
           facts: what else to keep of the stage so far, as JSON.
 
         Raises:
           OSError: where this one, or the one before, could not be written.
         """
-        content = _bare(state)
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(content))
+        items = _items(state, method)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         self._wait()
         processes.agree(lambda: self._check_place(size))
-        args = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(content),
-            facts=ocp.args.JsonSave({"format": FORMAT, **facts}),
-        )
+        args = {item: ocp.args.PyTreeSave(arrays) for item, arrays in items.items()}
+        args["facts"] = ocp.args.JsonSave({"format": FORMAT, **facts})
         update = int(state.step)
         with self._writing():
-            self._manager.save(update, args=args)
+            self._manager.save(update, args=ocp.args.Composite(**args))
         self._written = self._background.submit(self._finish, update)
 
     def _check_place(self, size: int) -> None:
@@ -204,46 +209,67 @@ class StageCheckpoints:
             mb = f"it takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
             raise self._not_written(f"no room: {mb}")
 
-    def restore(self, like: Any) -> tuple[Any, dict]:
+    def restore(self, like: TrainState, method: Method) -> tuple[TrainState, dict]:
         """The newest checkpoint.
 
         Args:
-          like: a state of `jax.ShapeDtypeStruct`, with shardings, or `SKIPPED`.
+          like: the state as `jax.ShapeDtypeStruct`, with shardings.
+          method: whose it is.
 
         Returns:
-          The state, without a teacher, and the facts saved beside it.
+          The state, without frozen weights, and the facts saved beside it.
 
         Raises:
           Damaged: where its files are not what was written.
           Refused: where it is of another format.
         """
+        like = like.replace(frozen={})
         facts = self.facts()
-        self._refuse(self.damage())
-        like, state, wrong = _bare(like), None, None
-        as_asked = ocp.args.PyTreeRestore(like, jax.tree.map(_as_asked, like))
-        try:
-            args = ocp.args.Composite(state=as_asked)
-            state = self._manager.restore(self.updates, args=args).state
-        except Exception as error:  # whatever a damaged file leads to
-            wrong = files.brief(error)
-        self._refuse(processes.tell(wrong))
+        state = self._read(facts, like, _items(like, method), jax.tree.leaves(like))
         if self._writes and not checksum.made(self.newest):
             self._seal(self.newest)  # its writer was killed before it came to that
         return state, facts
 
-    def weights(self, method: Any, like: Any) -> dict:
+    def handed_over(self, like: TrainState, method: Method) -> dict:
         """What a finished stage hands over, and nothing else of its state.
 
         Args:
-          method: the objective that it was trained with.
-          like: as for `restore`.
+          like, method: as for `restore`.
 
         Raises:
           Damaged, Refused: as for `restore`.
         """
-        wanted = {id(a) for a in jax.tree.leaves(method.result(like))}
-        only = jax.tree.map(lambda a: a if id(a) in wanted else SKIPPED, like)
-        return method.result(self.restore(only)[0])
+        like = like.replace(frozen={})
+        items, leaves = _items(like, method), jax.tree.leaves(method.result(like))
+        items.pop("state")
+        return method.result(self._read(self.facts(), like, items, leaves))
+
+    def _read(
+        self, facts: dict, like: TrainState, items: dict[str, dict], wanted: list
+    ) -> TrainState:
+        """The state with those of its leaves read that are wanted, from these items."""
+        self._refuse(self.damage())
+        arrays, wrong = {}, None
+        wanted = {id(leaf) for leaf in wanted}
+        if facts["format"] == 1:
+            items = {"state": _former(like)}
+        try:
+            skipping = {
+                item: jax.tree.map(lambda a: a if id(a) in wanted else SKIPPED, tree)
+                for item, tree in items.items()
+            }
+            args = {
+                item: ocp.args.PyTreeRestore(tree, jax.tree.map(_as_asked, tree))
+                for item, tree in skipping.items()
+            }
+            read = self._manager.restore(self.updates, args=ocp.args.Composite(**args))
+            for item, tree in items.items():
+                both = zip(jax.tree.leaves(tree), jax.tree.leaves(read[item]))
+                arrays |= {id(leaf): array for leaf, array in both}
+        except Exception as error:  # whatever a damaged file leads to
+            wrong = files.brief(error)
+        self._refuse(processes.tell(wrong))
+        return jax.tree.map(lambda leaf: arrays.get(id(leaf), leaf), like)
 
     def damage(self) -> str | None:
         """What is wrong with the newest checkpoint's files, where that is known."""
@@ -277,11 +303,11 @@ class StageCheckpoints:
 
         facts, wrong = processes.agree(read)
         self._refuse(wrong)
-        if facts.get("format") != FORMAT:
+        if facts.get("format") not in (1, FORMAT):
             raise Refused(
                 f"{self.newest}: checkpoint format {facts.get('format')}, and this "
-                f"version of pd_jax reads {FORMAT}: go on with the version that wrote "
-                "it, or use another folder with --workdir=DIR"
+                f"version of pd_jax reads 1 and {FORMAT}: go on with the version that "
+                "wrote it, or use another folder with --workdir=DIR"
             )
         return facts
 
@@ -296,8 +322,32 @@ def _cause(error: Exception) -> str:
     return os.strerror(int(number[1])) if number else files.brief(error)
 
 
-def _bare(state):
-    return state.replace(teacher=None)
+def _items(state: TrainState, method: Method) -> dict[str, dict]:
+    """The state's arrays by item and name."""
+
+    def name(path, leaf=None):
+        return jax.tree_util.keystr(path, simple=True, separator="/")
+
+    state = state.replace(frozen={})
+    names = jax.tree_util.tree_map_with_path(name, state)
+    handed_over = set(jax.tree.leaves(method.result(names)))
+    items = {"handed_over": {}, "state": {}}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        item = "handed_over" if name(path) in handed_over else "state"
+        items[item][name(path)] = leaf
+    return items
+
+
+def _former(state: TrainState) -> dict:
+    """The state as format 1 has it: one network, and one average of it."""
+    return {
+        "step": state.step,
+        "stage": {key: state.stage[key] for key in FORMER_STAGE},
+        "params": state.model.params,
+        "ema": state.model.averages.get("sampling"),
+        "opt_state": state.model.opt_state,
+        "teacher": None,
+    }
 
 
 def _as_asked(leaf) -> ocp.RestoreArgs:

@@ -7,37 +7,41 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pd_jax.config.keys import (
+        CHAIN,
         FREE,
         GIVEN,
-        MOST,
-        MOST_STEPS,
+        MAX,
+        MAX_STEPS,
         PRECISIONS,
-        REGRESSIONS,
         check,
         check_keys,
         default,
         differences,
         flatten,
+        planned,
+        planned_names,
+        stages,
         stored,
-        student_stages,
-        teacher_stage,
+        trainings,
     )
 
 __all__ = [
+    "CHAIN",
     "FREE",
     "GIVEN",
-    "MOST",
-    "MOST_STEPS",
+    "MAX",
+    "MAX_STEPS",
     "PRECISIONS",
-    "REGRESSIONS",
     "check",
     "check_keys",
     "default",
     "differences",
     "flatten",
+    "planned",
+    "planned_names",
+    "stages",
     "stored",
-    "student_stages",
-    "teacher_stage",
+    "trainings",
 ]
 
 

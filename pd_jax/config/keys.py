@@ -4,31 +4,36 @@ A config file is a small delta on `default(data, model)`. Sections `data` and `m
 hold the options of that data set and the fields of that network, with their defaults.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from pd_jax import conventions, data, diffusion, methods, models, samplers, schedules
-from pd_jax.methods.progressive import step_counts
+from pd_jax import conventions, data, methods, models, samplers, schedules
 from pd_jax.runtime import registry
+from pd_jax.runtime.errors import Refused
 from pd_jax.training import optimizer
+from pd_jax.training.method import Method, Parts
 from pd_jax.training.stage import Stage
 
-MOST = 2**31 - 1  # of whole numbers, which are int32 on devices
-MOST_STEPS = 2**23  # up to which float32 tells the times i/N apart
+MAX = 2**31 - 1  # of whole numbers, which are int32 on devices
+MAX_STEPS = 2**23  # up to which float32 tells the times i/N apart
 # How a run is carried out; a run may go on with other values than it began with.
 FREE = ("run",)
+DEFAULT_TRAININGS = {"teacher": "standard", "ladder": "progressive"}
+CHAIN = tuple(DEFAULT_TRAININGS)  # of configs without key `chain`, too
 GIVEN = "given"  # in a name's place: the data, or the network, is a caller's own object
-REGRESSIONS = ("flag", "stop")  # what to do about them
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-def _training() -> dict:
-    """Keys that the teacher's training and the ladder share."""
+def _training(method: str) -> dict:
+    """Keys of any training; those of its method follow."""
     return dict(
+        method=method,  # a file of pd_jax/methods/
         batch=128,  # examples per update, over all devices
-        weighting="truncated_snr",  # of the loss over noise levels
         decay="constant",  # of the learning rate over a stage; "cooldown" is constant,
         # then linear to 0 over the last 20%
         warmup_updates=0,  # in which the learning rate grows from 0, in every stage
@@ -38,24 +43,50 @@ def _training() -> dict:
         ema=0.0,  # decay of the weights' running average, which is what is measured
         # and handed over; 0: none kept
         microbatches=1,  # parts of a device's batch, one after the other: less memory
+        init="",  # what the first stage starts from: "" is what the training before
+        # hands over, "fresh" new weights, else the name of a training before
+        taught_by="",  # the training whose model teaches; "" is the one before
+        **{key: field.default for key, field in methods.fields(method).items()},
     )
 
 
-def default(data_name: str, model_name: str) -> ConfigDict:
+def _teacher() -> dict:
+    """Keys of section `teacher` alone."""
+    return dict(
+        exact=False,  # the data set's exact denoiser teaches: nothing to train
+        released="",  # file of a released model that teaches: nothing to train
+    )
+
+
+def _section(name: str, method: str) -> dict:
+    return (_teacher() if name == "teacher" else {}) | _training(method)
+
+
+def default(data_name: str, model_name: str, **trainings: str) -> ConfigDict:
     """All keys with their defaults, for a data set and a network by name; locked.
 
     Data or a network that are a caller's own object have the name `GIVEN`.
 
     docs/config.md is made of the comments below: `python docs/make_config.py`.
 
+    Args:
+      data_name: the data set.
+      model_name: the network.
+      **trainings: the run's trainings in order, name=method: each is a section of keys.
+        Default: ladder="progressive". The first is the teacher's, by default
+        teacher="standard".
+
     Raises:
-      ValueError: for an unknown name, listing the known ones.
+      Refused: for an unknown name, listing the known ones.
     """
+    trainings = {"teacher": "standard"} | (trainings or DEFAULT_TRAININGS)
     return ConfigDict(
         dict(
             seed=0,  # of first weights, data order, noise and dropout
             precision="auto",  # of the networks' arithmetic; "auto": bfloat16, but
             # float32 on CPU
+            chain=tuple(trainings),  # the trainings in order, each a section; the
+            # teacher's is left out where it is exact or released
             data=dict(
                 name=data_name,  # a file of pd_jax/data/
                 **({} if data_name == GIVEN else data.options(data_name)),
@@ -71,34 +102,7 @@ def default(data_name: str, model_name: str) -> ConfigDict:
                 output="v",  # what the network's output means, and the teacher's, too
                 **({} if model_name == GIVEN else models.fields(model_name)),
             ),
-            teacher=dict(
-                exact=False,  # the data set's exact denoiser teaches: nothing to train
-                released="",  # file of a released model that teaches: nothing to train
-                method="standard",  # a file of pd_jax/methods/
-                discrete=False,  # train on the times i/ladder.start only
-                updates=0,  # of the optimiser; at least 1 where a teacher is trained
-                learning_rate=1e-3,  # its peak
-                **_training(),
-            ),
-            ladder=dict(
-                method="progressive",  # a file of pd_jax/methods/
-                start=0,  # the teacher's sampling steps; end times a power of factor
-                end=1,  # the last student's sampling steps
-                factor=2,  # teacher steps per student step
-                updates=(
-                    0,
-                ),  # of the optimiser, for every student, or one number a student
-                learning_rate=(5e-4,),  # its peak, for every student, or one a student
-                check_updates=0,  # between measurements of the validation loss; 0: none
-                plateau=0.0,  # a stage ends early once its validation loss falls by a
-                # smaller share; with decay="cooldown", after its learning rate has come
-                # down; 0: never
-                regression_factor=2.0,  # a student whose Frechet distance on pixels is
-                # more than so many times its teacher's is warned of in the report
-                on_regression="flag",  # what to do then, beside warning; "stop": the
-                # ladder ends there, and students are measured as they are made
-                **_training(),
-            ),
+            **{name: _section(name, method) for name, method in trainings.items()},
             eval=dict(
                 sampler="ddim",  # of every row; "ancestral" may name its variance, as
                 # "ancestral:small"
@@ -133,17 +137,23 @@ def default(data_name: str, model_name: str) -> ConfigDict:
     ).lock()
 
 
-def stored(found: dict) -> ConfigDict:
+def trainings(config: ConfigDict | dict) -> dict[str, str]:
+    """The methods of a config's trainings by name, in order."""
+    return {name: config[name]["method"] for name in config.get("chain", CHAIN)}
+
+
+def stored(values: dict) -> ConfigDict:
     """A run's config.json as a config; keys that it does not have yet as by default.
 
     Raises:
-      ValueError: where it is none.
+      Refused: if it is none.
     """
     try:
-        config = default(found["data"]["name"], found["model"]["name"])
-        config.update(found)
+        names = values["data"]["name"], values["model"]["name"]
+        config = default(*names, **trainings(values))
+        config.update(values)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"not a config of pd_jax: {str(error)[:300]}") from error
+        raise Refused(f"not a config of pd_jax: {str(error)[:300]}") from error
     return config
 
 
@@ -169,177 +179,208 @@ def differences(old: dict, new: dict) -> list[str]:
     ]
 
 
-def student_stages(config: ConfigDict, start: int = 0) -> list[Stage]:
-    """The ladder's stages, in order; ValueError names the key at fault.
+def planned_names(config: ConfigDict) -> list[str]:
+    """The trainings that take place: all, or all but one of a teacher that is given."""
+    given = config.teacher.exact or config.teacher.released
+    return [name for name in trainings(config) if name != "teacher" or not given]
+
+
+def planned(
+    config: ConfigDict, teacher_steps: int = 0, parts: Mapping[str, Parts] | None = None
+) -> dict[str, tuple[Method, list[Stage]]]:
+    """The methods of a config's trainings and the stages that they plan, by name.
 
     Args:
       config: the config.
-      start: sampling steps that the teacher was made for, which leave out the stages
-        above; 0 for any.
+      teacher_steps: sampling steps that a released teacher was made for; 0 for any.
+      parts: what each method is built of; default nothing, to look at the plan.
+
+    Raises:
+      Refused: for keys that cannot work, naming them.
     """
-    lad = config.ladder
-    counts = step_counts(lad.start, lad.end, lad.factor)
-    per_stage = {}
-    for key in ("updates", "learning_rate"):
-        values = tuple(lad[key])
-        if len(values) not in (1, len(counts)):
-            raise ValueError(
-                f"ladder.{key} has {len(values)} values: give one for all students, or "
-                f"{len(counts)}, one for each of {counts} steps"
-            )
-        per_stage[key] = values * len(counts) if len(values) == 1 else values
-    if start:
-        try:
-            below = step_counts(start, lad.end, lad.factor)
-        except ValueError as error:
-            raise ValueError(
-                f"teacher.released is a student of {start} steps, where the ladder "
-                f"starts: {error}"
-            ) from error
-        missing = len(below) - len(counts)
-        counts = below
-        per_stage = {
-            key: (values[0],) * missing + values[max(0, -missing) :]
-            for key, values in per_stage.items()
-        }
-    return [
-        Stage(f"student_{n}", i, n, updates, rate)
-        for i, (n, updates, rate) in enumerate(zip(counts, *per_stage.values()))
-    ]
+    plan, asked_steps = {}, 0
+    for name in reversed(planned_names(config)):
+        kind = methods.get(config[name].method).Method
+        keys = {key: config[name][key] for key in methods.fields(config[name].method)}
+        own = (parts or {}).get(name) or Parts(name)
+        method = kind(dataclasses.replace(own, asked_steps=asked_steps), **keys)
+        asked_steps, plan[name] = method.asks_steps, method
+    first = next(reversed(plan))
+    return {
+        name: (plan[name], plan[name].plan(teacher_steps if name == first else 0))
+        for name in reversed(plan)
+    }
 
 
-def teacher_stage(config: ConfigDict) -> Stage | None:
-    """The teacher's stage, or None where there is nothing to train."""
-    tea = config.teacher
-    if tea.exact or tea.released:
-        return None
-    num_steps = config.ladder.start if tea.discrete else 0
-    return Stage("teacher", 0, num_steps, tea.updates, tea.learning_rate)
+def stages(config: ConfigDict, begun: Collection[str] = ()) -> list[tuple[str, Stage]]:
+    """All stages of a run in order, each with its training's name.
+
+    A released teacher that is a student leaves out the stages of a ladder above it, or
+    adds some: how many steps it has, the stages that are there tell.
+
+    Args:
+      config: the config.
+      begun: names of stages that are there.
+
+    Raises:
+      Refused: for keys that cannot work, naming them.
+    """
+    plan = planned(config)
+    if config.teacher.released:
+        name, (method, _) = next(iter(plan.items()))
+        numbers = [re.fullmatch(rf"{method.parts.student}_(\d+)", s) for s in begun]
+        first = max((int(number[1]) for number in numbers if number), default=0)
+        plan = planned(config, first * config[name].get("factor", 0))
+    return [(name, stage) for name, (_, stages) in plan.items() for stage in stages]
 
 
-def _at_least(config: ConfigDict, bounds: dict[str, float]) -> None:
-    """Checks numbers, alone or in tuples; an int as bound asks for whole numbers."""
-    flat = dict(flatten(config))
-    for key, bound in bounds.items():
-        value = flat[key]
-        for number in value if isinstance(value, list) else [value]:
-            if not isinstance(number, type(bound) | int):
-                raise ValueError(f"{key}={value}: {number!r} is not a number")
-            if not bound <= number < math.inf:
-                raise ValueError(f"{key}={value}: must be at least {bound}")
-            if number > MOST and isinstance(bound, int):
-                raise ValueError(f"{key}={value}: must be below 2^31")
+def _check_value(
+    key: str,
+    value: object,
+    least: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> None:
+    """Checks a value against the limits of its key, as of `pd_jax.methods.setting`."""
+    if choices:
+        registry.check(value, choices, key)
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if least is None and below is None:
+            continue
+        if not isinstance(number, type(0 if least is None else least) | int):
+            raise Refused(f"{key}={value}: {number!r} is not a number")
+        low = least is not None and not least <= number < math.inf
+        if low or (below is not None and number >= below):
+            limits = {"at least": least, "below": below}
+            words = [f"{word} {n}" for word, n in limits.items() if n is not None]
+            raise Refused(f"{key}={value}: must be {' and '.join(words)}")
+        if number > MAX and isinstance(least, int):
+            raise Refused(f"{key}={value}: must be below 2^31")
 
 
 def check_keys(config: ConfigDict) -> None:
-    """Raises ValueError unless the keys are those of `default`."""
+    """Raises Refused unless the keys are those of `default`."""
     sections = ("data", "model")
     if not all("name" in config.get(section, {}) for section in sections):
-        raise ValueError(
+        raise Refused(
             "the config has no data.name or no model.name: begin with "
             "pd_jax.config.default(data, model), and change its keys"
         )
     for section, known in (("data", data.known), ("model", models.known)):
         if config[section].name != GIVEN:
             registry.check(config[section].name, known(), f"{section}.name")
-    known = dict(flatten(default(config.data.name, config.model.name))).keys()
-    given = dict(flatten(config)).keys()
+    chain = tuple(config.get("chain", CHAIN))
+    for name in chain:
+        if "method" not in config.get(name, {}):
+            raise Refused(
+                f"chain={chain}: there is no section {name} with a method: name "
+                "trainings in pd_jax.config.default(data, model, NAME=METHOD)"
+            )
+        distils = name != "teacher"
+        registry.check(config[name].method, methods.known(distils), f"{name}.method")
+    if chain[:1] != ("teacher",) or len(chain) < 2 or len(set(chain)) < len(chain):
+        raise Refused(
+            f"chain={chain}: teacher comes first, then at least one other, each once"
+        )
+    like = default(config.data.name, config.model.name, **trainings(config))
+    known = dict(flatten(like)).keys()
+    given = dict(flatten(config)).keys() | {"chain"}
     missing, unknown = sorted(known - given), sorted(given - known)
     if missing or unknown:
-        raise ValueError(
+        names = ", ".join(
+            f'{name}="{method}"'
+            for name, method in trainings(config).items()
+            if (name, method) not in DEFAULT_TRAININGS.items()
+        )
+        raise Refused(
             f'a config of data "{config.data.name}" and model "{config.model.name}" '
             f"lacks {', '.join(missing) or 'nothing'}, and has no use for "
             f"{', '.join(unknown) or 'nothing'}: begin with "
-            "pd_jax.config.default(data, model)"
+            f"pd_jax.config.default(data, model{names and ', '}{names})"
         )
 
 
-def _check_plateau(section: ConfigDict) -> None:
-    """Raises ValueError for a plateau rule that cannot work."""
-    every, plateau = section.check_updates, section.plateau
-    if every < 0:
-        raise ValueError(
-            f"ladder.check_updates={every}: must be 0, for no checks, or positive"
+def _check_training(config: ConfigDict, name: str, num_devices: int) -> None:
+    """Checks a training's section."""
+    section, own = config[name], methods.fields(config[name].method)
+    limits = {key: field.metadata for key, field in own.items() if field.metadata}
+    for key in ("batch", "microbatches"):
+        limits[key] = {"least": 1}
+    for key in ("warmup_updates", "clip_norm", "weight_decay"):
+        limits[key] = {"least": 0.0}
+    for key in ("ema", "dropout"):
+        limits[key] = {"least": 0.0, "below": 1.0}
+    limits["decay"] = {"choices": optimizer.DECAYS}
+    for key, limit in limits.items():
+        _check_value(f"{name}.{key}", section[key], **limit)
+    if section.get("plateau") and not section.check_updates:
+        raise Refused(
+            f"{name}.plateau={section.plateau} needs checks: give "
+            f"{name}.check_updates, the updates between two of them"
         )
-    if not 0.0 <= plateau < 1.0:
-        raise ValueError(f"ladder.plateau={plateau}: must be at least 0 and below 1")
-    if plateau and not every:
-        raise ValueError(
-            f"ladder.plateau={plateau} needs checks: give ladder.check_updates, the "
-            "updates between two of them"
+    parts = num_devices * section.microbatches
+    if section.batch % parts:
+        below = section.batch // parts * parts
+        raise Refused(
+            f"{name}.batch={section.batch} is not divisible by {num_devices} devices x "
+            f"{name}.microbatches={section.microbatches}: try "
+            + " or ".join(str(n) for n in (below, below + parts) if n)
         )
 
 
-def check(config: ConfigDict, num_devices: int) -> None:
-    """Raises ValueError for the first value that cannot work, naming its key."""
-    check_keys(config)
-    registry.check(config.model.output, conventions.CONVENTIONS, "model.output")
-    registry.check(config.precision, PRECISIONS, "precision")
-    registry.check(config.schedule.name, schedules.SCHEDULES, "schedule.name")
-    samplers.parse(config.eval.sampler)
-    for key in ("seed", "eval.seed"):
-        seed = dict(flatten(config))[key]
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"{key}={seed}: must be at least 0 and below 2^31")
-    counts = config.eval.teacher_steps
-    if len(set(counts)) < max(len(counts), 1):
-        raise ValueError(
-            f"eval.teacher_steps={counts}: give at least one, each number once"
-        )
-    steps = {
-        "ladder.start": config.ladder.start,
-        "eval.reference_steps": config.eval.reference_steps,
-        "eval.teacher_steps": max(counts),
-    }
-    for key, number in steps.items():
-        if number > MOST_STEPS:
-            raise ValueError(f"{key}={number}: at most {MOST_STEPS} sampling steps")
+def _check_chain(config: ConfigDict) -> None:
+    """Checks what trainings ask of each other."""
     if config.teacher.exact and config.teacher.released:
-        raise ValueError(
+        raise Refused(
             f"teacher.exact=True and teacher.released={config.teacher.released}: only "
             "one of them can teach"
         )
-    teacher = teacher_stage(config)
-    for name in ["ladder"] if teacher is None else ["teacher", "ladder"]:
-        section = config[name]
-        distils = name == "ladder"
-        registry.check(section.method, methods.known(distils), f"{name}.method")
-        registry.check(section.weighting, diffusion.WEIGHTINGS, f"{name}.weighting")
-        registry.check(section.decay, optimizer.DECAYS, f"{name}.decay")
-        positive = ("batch", "updates", "microbatches")
-        _at_least(config, {f"{name}.{key}": 1 for key in positive})
-        other = ("learning_rate", "warmup_updates", "clip_norm", "weight_decay")
-        _at_least(config, {f"{name}.{key}": 0.0 for key in other})
-        for key in ("ema", "dropout"):
-            if not 0.0 <= section[key] < 1.0:
-                raise ValueError(
-                    f"{name}.{key}={section[key]}: must be at least 0 and below 1"
-                )
-        if distils:
-            _check_plateau(section)
-            registry.check(section.on_regression, REGRESSIONS, "ladder.on_regression")
-            _at_least(config, {"ladder.regression_factor": 1.0})
-        parts = num_devices * section.microbatches
-        if section.batch % parts:
-            below = section.batch // parts * parts
-            raise ValueError(
-                f"{name}.batch={section.batch} is not divisible by {num_devices} "
-                f"devices x {name}.microbatches={section.microbatches}: try "
-                + " or ".join(str(n) for n in (below, below + parts) if n)
-            )
-    zero = {"log_seconds": 0.0, "data_workers": 0, "preflight": 0, "tensorboard": 0}
-    positive = ("eval.reference_steps", "eval.teacher_steps", "eval.paired_samples")
-    positive += tuple(f"run.{key}" for key in config.run if key not in (*zero, "wandb"))
-    _at_least(config, {key: 1 for key in positive})
-    _at_least(config, {f"run.{key}": least for key, least in zero.items()})
-    _at_least(
-        config, {"eval.num_samples": 2, "eval.num_reference": 0, "eval.max_steps": 0}
-    )
+    before = []
+    for name in trainings(config):
+        registry.check(config[name].init, ("", "fresh", *before), f"{name}.init")
+        registry.check(config[name].taught_by, ("", *before), f"{name}.taught_by")
+        before.append(name)
+    names = [stage.name for _, stages in planned(config).values() for stage in stages]
+    if len(set(names)) < len(names):
+        raise Refused(f"chain={config.chain}: two trainings have a stage of one name")
+
+
+def check(config: ConfigDict, num_devices: int) -> None:
+    """Raises Refused for the first value that cannot work, naming its key."""
+    check_keys(config)
+    values = dict(flatten(config))
+    choices = {
+        "model.output": conventions.CONVENTIONS,
+        "precision": PRECISIONS,
+        "schedule.name": schedules.SCHEDULES,
+    }
+    for key, known in choices.items():
+        registry.check(values[key], known, key)
+    samplers.parse(config.eval.sampler)
+    for key in ("seed", "eval.seed"):
+        if not 0 <= values[key] < 2**31:
+            raise Refused(f"{key}={values[key]}: must be at least 0 and below 2^31")
+    counts = config.eval.teacher_steps
+    if len(set(counts)) < max(len(counts), 1):
+        raise Refused(
+            f"eval.teacher_steps={counts}: give at least one, each number once"
+        )
+    for key in ("eval.reference_steps", "eval.teacher_steps"):
+        if np.max(values[key]) > MAX_STEPS:
+            raise Refused(f"{key}={values[key]}: at most {MAX_STEPS} sampling steps")
+    for name in planned_names(config):
+        _check_training(config, name, num_devices)
+    _check_chain(config)
+    least = {f"run.{key}": 1 for key in config.run if key != "wandb"}
+    least |= {"run.log_seconds": 0.0, "run.data_workers": 0, "run.preflight": 0}
+    least |= {"run.tensorboard": 0, "eval.reference_steps": 1, "eval.teacher_steps": 1}
+    least |= {"eval.paired_samples": 1, "eval.num_samples": 2, "eval.num_reference": 0}
+    for key, bound in (least | {"eval.max_steps": 0}).items():
+        _check_value(key, values[key], bound)
     if config.eval.num_reference == 1:
-        raise ValueError("eval.num_reference=1: must be at least 2, or 0 for all")
+        raise Refused("eval.num_reference=1: must be at least 2, or 0 for all")
     if config.eval.paired_samples > config.eval.num_samples:
-        raise ValueError(
+        raise Refused(
             f"eval.paired_samples={config.eval.paired_samples}: at most "
             f"eval.num_samples={config.eval.num_samples}"
         )
-    student_stages(config)

@@ -3,24 +3,32 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax import data, methods, models, schedules
+from pd_jax import data, models, schedules
 from pd_jax.arcs import Denoiser
 from pd_jax.checkpoint.released import load_released
 from pd_jax.data import Dataset, Description
 from pd_jax.metrics import inception, load_statistics
 from pd_jax.models import Model
 from pd_jax.schedules import Schedule
-from pd_jax.training.optimizer import Descent
+from pd_jax.training.method import Measured, Method, Parts
+from pd_jax.training.optimizer import Optimizer
 from pd_jax.training.plateau import Plateau
+from pd_jax.training.stage import Stage
+from pd_jax.training.state import MODEL
 from pd_jax.training.step import Measure, Step
 from pd_jax.training.training import Training
+
+# What the config's seed is folded with, once for every purpose: the updates of training
+# number n (0 is the teacher's) with 1 + n, but 2 + n from the third training on.
+FIRST_WEIGHTS, VALIDATION = 0, 3
+START, FURTHER_VALIDATION = 2**16, 2**17
 
 
 @dataclasses.dataclass
@@ -32,7 +40,7 @@ class Setup:
       dataset, schedule, model: what is learnt from, on which levels, with what; of a
         `sketch`, the data set is a `Description`.
       shapes: the network's weights as shapes and types.
-      trainings: the teacher's (unless it is exact or released) and the ladder's.
+      trainings: the config's chain, without a teacher's that is exact or released.
       released: a released teacher's weights, on the host; or None.
       teacher_steps: sampling steps that the teacher was made for; 0 for any.
     """
@@ -48,19 +56,26 @@ class Setup:
 
     def first_weights(self) -> dict:
         """What the first stage starts from: released, or new from the config's seed."""
-        if self.released is not None:
-            return self.released
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+        return self.fresh_weights() if self.released is None else self.released
+
+    def fresh_weights(self, key: jax.Array | None = None) -> dict:
+        """New weights of a key; default the first ones of the config's seed."""
+        if key is None:
+            key = jax.random.fold_in(jax.random.key(self.config.seed), FIRST_WEIGHTS)
         return jax.jit(self.model.init, static_argnums=1)(key, self.dataset.shape)
+
+    def training(self, name: str) -> Training:
+        """The training of a config section."""
+        return next(t for t in self.trainings if t.name == name)
+
+    @property
+    def stages(self) -> list[tuple[Training, Stage]]:
+        """All stages in order: a place here is a stage's index in the run."""
+        return [(t, stage) for t in self.trainings for stage in t.stages]
 
 
 def _shapes(model: Model, dataset: Dataset | Description) -> dict:
     return jax.eval_shape(lambda key: model.init(key, dataset.shape), jax.random.key(0))
-
-
-def _descent(section: ConfigDict) -> Descent:
-    fields = {f.name for f in dataclasses.fields(Descent)}
-    return Descent(**{k: v for k, v in section.items() if k in fields})
 
 
 def precision(config: ConfigDict, platform: str) -> str:
@@ -98,14 +113,14 @@ def _model(config: ConfigDict, dataset: Dataset | Description, platform: str) ->
     return model
 
 
-def method(
+def parts(
     config: ConfigDict,
     name: str,
     model: Model,
     schedule: Schedule,
     exact: Denoiser | None = None,
-) -> object:
-    """The objective of section `name`, "teacher" or "ladder", for a model.
+) -> Parts:
+    """What the method of section `name` is built of.
 
     Args:
       config, name: the config and the section.
@@ -113,21 +128,12 @@ def method(
       exact: the denoiser that teaches first, in place of weights.
     """
     section = config[name]
-    trained = Model(model.network.clone(dropout=section.dropout), model.output)
-    kind = methods.get(section.method)
-    offered = {
-        "discrete": config.teacher.discrete,
-        "teacher_steps": config.ladder.factor,
-        "exact": exact,
-    }
-    taken = {f.name for f in dataclasses.fields(kind)} & offered.keys()
-    return kind(
-        trained,
-        schedule,
-        _descent(section),
-        section.weighting,
-        **{key: offered[key] for key in taken},
+    fields = {f.name for f in dataclasses.fields(Optimizer)}
+    optimizer = Optimizer(**{k: v for k, v in section.items() if k in fields})
+    model = dataclasses.replace(
+        model, network=model.network.clone(dropout=section.dropout)
     )
+    return Parts(name, model, schedule, optimizer, exact)
 
 
 @contextlib.contextmanager
@@ -243,36 +249,59 @@ def _assemble(
     options = config.schedule.to_dict()
     schedule = schedules.get(options.pop("name"), **options)
 
-    # One base key for every purpose, folded and never stored.
-    root = jax.random.key(config.seed)
-
-    def handed_over(method):
-        def loss(state, batch, keys):
-            return method.loss(state, method.result(state), batch, keys)
-
-        return loss
-
     exact = dataset.denoise if config.teacher.exact else None
-
-    def training(purpose, name, stages):
-        section = config[name]
-        learnt = method(config, name, model, schedule, exact)
-        check = section.get("check_updates", 0)
-        whole = math.gcd(check, *(stage.updates for stage in stages))
-        substeps = range(1, config.run.substeps + 1)
-        step = Step(learnt.update, devices, max(n for n in substeps if whole % n == 0))
-        key = step.place(jax.random.fold_in(root, 1 + purpose))
-        seed = (config.seed, purpose)
-        rule, measure = Plateau(), None
-        if check:
-            rule = Plateau(check, section.plateau)
-            measure = Measure(handed_over(learnt), step, jax.random.fold_in(root, 3))
-        return Training(
-            name, learnt, step, stages, section.batch, key, seed, rule, measure
-        )
-
-    trainings = [training(1, "ladder", configs.student_stages(config, steps))]
-    teacher = configs.teacher_stage(config)
-    if teacher is not None:
-        trainings.insert(0, training(0, "teacher", [teacher]))
+    names = configs.planned_names(config)
+    built = {name: parts(config, name, model, schedule, exact) for name in names}
+    plan = configs.planned(config, steps, built)
+    trainings = [
+        _training(config, name, method, stages, dataset, devices)
+        for name, (method, stages) in plan.items()
+    ]
     return Setup(config, dataset, schedule, model, shapes, trainings, released, steps)
+
+
+def _training(
+    config: ConfigDict,
+    name: str,
+    method: Method,
+    stages: list[Stage],
+    dataset: Dataset | Description,
+    devices: list[jax.Device],
+) -> Training:
+    section, place = config[name], list(configs.trainings(config)).index(name)
+    # The third purpose is the validation loss of the second training.
+    purpose = place if place < 2 else place + 1
+    root = jax.random.key(config.seed)
+    check = section.get("check_updates", 0)
+    whole = math.gcd(check, *(stage.updates for stage in stages))
+    substeps = range(1, config.run.substeps + 1)
+    step = Step(method.update, devices, max(n for n in substeps if whole % n == 0))
+    rule, measure = Plateau(), None
+    if check:
+        fold = VALIDATION if place < 2 else FURTHER_VALIDATION + purpose
+        rule = Plateau(check, section.plateau)
+        measure = Measure(_handed_over(method), step, jax.random.fold_in(root, fold))
+    return Training(
+        name=name,
+        method=method,
+        step=step,
+        stages=stages,
+        dataset=data.source(dataset, method.data),
+        batch=section.batch,
+        key=step.place(jax.random.fold_in(root, 1 + purpose)),
+        start_key=jax.random.fold_in(root, START + purpose),
+        seed=(config.seed, purpose),
+        init=section.init,
+        taught_by=section.taught_by,
+        plateau=rule,
+        measure=measure,
+    )
+
+
+def _handed_over(method: Measured) -> Callable:
+    """The validation loss of what a stage would hand over."""
+
+    def loss(state, batch, keys):
+        return method.loss(state, method.result(state)[MODEL], batch, keys)
+
+    return loss

@@ -24,7 +24,8 @@ from pd_jax import samplers
 from pd_jax.config.setup import Setup
 from pd_jax.evaluation.evaluation import GRID
 from pd_jax.evaluation.rows import rows
-from pd_jax.training.optimizer import Descent
+from pd_jax.training.method import state_shapes
+from pd_jax.training.optimizer import Optimizer
 from pd_jax.training.stage import Stage
 from pd_jax.training.step import AHEAD, Step
 from pd_jax.training.training import Training
@@ -165,7 +166,7 @@ class Cost:
 
 def _cast_bytes(method, weights: dict) -> int:
     """Bytes of the weights that the network multiplies by in a type of its own."""
-    cast = jax.eval_shape(method.model.cast, weights)
+    cast = jax.eval_shape(method.parts.model.cast, weights)
     both = zip(*map(jax.tree.leaves, (cast, weights)))
     return num_bytes([here for here, kept in both if here.dtype != kept.dtype])
 
@@ -203,14 +204,14 @@ class Costs:
         return sum(updates) + self.evaluation
 
 
-class _Kept(Descent):
+class _Kept(Optimizer):
     """Returns what the backward pass would need, in place of an update."""
 
-    def update(self, state, loss, batch, keys):
+    def update(self, state, loss, batch, keys, averages=None):
         def mean(params):
             return jnp.mean(loss(params, batch, keys))
 
-        _, backward = jax.vjp(mean, state.params)
+        _, backward = jax.vjp(mean, state.model.params)
         return jax.tree.leaves(backward)
 
 
@@ -225,19 +226,19 @@ def _batch(setup: Setup, *lead: int) -> dict:
 
 def _state(training: Training, weights: dict):
     """A training's state as shapes and types."""
-    start = training.method.start
-    return jax.eval_shape(lambda w: start(w, training.stages[0]), weights)
+    return state_shapes(training.method, training.stages[0], weights)
 
 
-def _with(method, kind: type[Descent]):
+def _with(method, kind: type[Optimizer]):
     """A method with a descent of another kind, that takes its batch in one part."""
-    fields = dataclasses.asdict(method.descent) | {"microbatches": 1}
-    return dataclasses.replace(method, descent=kind(**fields))
+    fields = dataclasses.asdict(method.parts.optimizer) | {"microbatches": 1}
+    parts = dataclasses.replace(method.parts, optimizer=kind(**fields))
+    return dataclasses.replace(method, parts=parts)
 
 
 def _cost(setup: Setup, training: Training, weights: dict, num_devices: int) -> Cost:
     """One training's cost, from one microbatch of one device."""
-    method, parts = training.method, training.method.descent.microbatches
+    method, parts = training.method, training.method.parts.optimizer.microbatches
     at_once = training.batch // num_devices // parts
     state = _state(training, weights)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -245,19 +246,19 @@ def _cost(setup: Setup, training: Training, weights: dict, num_devices: int) -> 
 
     # One update and one part, as XLA counts a loop's body once. (Its count of a batch
     # in parts so has the optimiser's few FLOP as often as there are parts.)
-    step = Step(_with(method, Descent).update, training.step.devices)
+    step = Step(_with(method, Optimizer).update, training.step.devices)
     traced = step.trace(state, _batch(setup, 1, 1, at_once), key)
     backward = jax.make_jaxpr(_with(method, _Kept).update)
     kept = backward(state, _batch(setup, at_once), keys).jaxpr
 
     cast = _cast_bytes(method, weights)  # the backward pass keeps them too
     memory = {
-        "weights": num_bytes(state.params),
+        "weights": num_bytes(state.model.params),
         "weights, cast": cast,
-        "optimiser": num_bytes(state.opt_state),
-        "averaged weights": num_bytes(state.ema),
-        "teacher's weights": num_bytes(state.teacher),
-        "gradients": num_bytes(state.params) * _copies(parts),
+        "optimiser": num_bytes(state.model.opt_state),
+        "averaged weights": num_bytes(state.model.averages),
+        "teacher's weights": num_bytes(state.frozen),
+        "gradients": num_bytes(state.model.params) * _copies(parts),
         "activations": residual_bytes(kept) - cast,
         # A call's batches, and those of the calls ahead.
         "batch": (1 + AHEAD)
@@ -272,7 +273,7 @@ def _cost(setup: Setup, training: Training, weights: dict, num_devices: int) -> 
         flops=matmul_flops(traced.jaxpr.jaxpr) * parts * num_devices,
         xla_flops=_xla_flops(traced) * parts * num_devices,
         memory=memory,
-        checkpoint=num_bytes(state.replace(teacher=None)),
+        checkpoint=num_bytes(state.replace(frozen={})),
     )
 
 

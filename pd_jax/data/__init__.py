@@ -232,3 +232,64 @@ def describe(name: str, **kw) -> Description:
         return Description(*found)
     dataset = get(name, **kw)
     return Description(dataset.shape, dataset.num_classes, dataset.denoise)
+
+
+def source(dataset: Dataset, kind: str) -> Dataset:
+    """What a training is fed: the data set itself, or places alone.
+
+    Args:
+      dataset: the run's, or its `Description`, which is never asked for batches.
+      kind: "images", or "places" for a method that needs no examples.
+    """
+    if kind == "places" and isinstance(dataset, Dataset):
+        return Places(dataset)
+    return dataset
+
+
+class Places(Dataset):
+    """Batches without examples: {"place": [B] int32}, with labels if the data has any.
+
+    Labels are drawn as often as the data has them.
+    """
+
+    def __init__(self, dataset: Dataset):
+        """Of a data set, whose labels and held-back examples it has."""
+        self._dataset = dataset
+        self.shape, self.num_classes = dataset.shape, dataset.num_classes
+
+    @property
+    def reference(self) -> Dataset:
+        """Examples that samples are compared with."""
+        return self._dataset.reference
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self._dataset)
+
+    def take(self, rows: np.ndarray) -> dict:
+        """Rows as places."""
+        return {"place": rows.astype(np.int32)}
+
+    def batches(
+        self,
+        first: int,
+        size: int,
+        seed: tuple[int, ...],
+        part: tuple[int, int] = (0, 1),
+        workers: int = 0,
+    ) -> Iterator[dict]:
+        """Endless batches; see `Dataset.batches`."""
+        index, count = part
+        own = size // count
+        while True:
+            place = np.arange(first + index * own, first + (index + 1) * own)
+            batch = {"place": (place % 2**31).astype(np.int32)}
+            labels = self.draw_labels(np.random.default_rng((*seed, first)), size)
+            if labels is not None:
+                batch["label"] = labels[index * own : (index + 1) * own]
+            first += size
+            yield batch
+
+    def draw_labels(self, rng: np.random.Generator, num: int) -> np.ndarray | None:
+        """Labels [num] int32, as often as they occur; None without labels."""
+        return self._dataset.draw_labels(rng, num)

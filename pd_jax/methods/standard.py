@@ -10,13 +10,11 @@ import dataclasses
 
 import jax
 
-from pd_jax.diffusion import Prediction, diffuse, velocity, weighted_mse
+from pd_jax.diffusion import WEIGHTINGS, Prediction, diffuse, velocity, weighted_mse
 from pd_jax.methods import _draws
-from pd_jax.models import Model
-from pd_jax.schedules import Schedule
-from pd_jax.training.optimizer import Descent
+from pd_jax.training.method import Parts, setting
 from pd_jax.training.stage import Stage
-from pd_jax.training.state import TrainState
+from pd_jax.training.state import MODEL, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,27 +22,44 @@ class Method:
     """Standard training.
 
     Attributes:
-      model, schedule, descent: what is trained, on which noise levels, and how.
-      weighting: loss weight, of `diffusion.weighted_mse`.
-      discrete: times i/N of the stage's N steps, instead of all of [0, 1].
+      parts: model, schedule and optimizer.
+      discrete: train on the times i/N only, of the N sampling steps that the next
+        training asks of its teacher (ladder.start).
+      updates: of the optimizer; at least 1 where a teacher is trained.
+      learning_rate: its peak.
+      weighting: of the loss over noise levels.
     """
 
-    model: Model
-    schedule: Schedule
-    descent: Descent
-    weighting: str = "truncated_snr"
+    parts: Parts
     discrete: bool = False
+    updates: int = setting(0, least=1)
+    learning_rate: float = setting(1e-3, least=0.0)
+    weighting: str = setting("truncated_snr", choices=WEIGHTINGS)
 
     needs_teacher = False
+    data = "images"
+    sampler = ""
+    asks_steps = 0
     forwards = 3  # a forward and a backward pass
 
-    def start(self, weights: dict, stage: Stage) -> TrainState:
-        """A state that trains from `weights`."""
-        return self.descent.start(weights, stage)
+    def plan(self, teacher_steps: int = 0) -> list[Stage]:
+        """One stage."""
+        num_steps = self.parts.asked_steps if self.discrete else 0
+        return [
+            Stage(self.parts.student, 0, num_steps, self.updates, self.learning_rate)
+        ]
+
+    def step_counts(self, stage: Stage) -> tuple[int, ...]:
+        """None of its own."""
+        return ()
+
+    def begin(self, handed_over: dict, stage: Stage, key: jax.Array) -> TrainState:
+        """Trains from the weights that are handed over."""
+        return self.parts.optimizer.start(handed_over[MODEL], stage)
 
     def result(self, state: TrainState) -> dict:
         """The trained weights."""
-        return state.weights
+        return {MODEL: state.model.weights}
 
     def loss(
         self,
@@ -57,13 +72,13 @@ class Method:
         """How far the prediction is from the data, per example, [B]."""
         x = batch["image"]
         if self.discrete:
-            t = _draws.grid_times(keys, state.stage.num_steps)
+            t = _draws.grid_times(keys, state.stage["num_steps"])
         else:
             t = _draws.uniform_times(keys)
-        logsnr = self.schedule(t)
+        logsnr = self.parts.schedule(t)
         eps = _draws.normal_like(keys, x)
         z = diffuse(x, eps, logsnr)
-        denoise = self.model.denoiser(params, batch.get("label"), dropout_key)
+        denoise = self.parts.model.denoiser(params, batch.get("label"), dropout_key)
         truth = Prediction(x, eps, velocity(x, eps, logsnr))
         return weighted_mse(denoise(z, logsnr), truth, self.weighting)
 
@@ -75,4 +90,4 @@ class Method:
         def loss(params, batch, keys):
             return self.loss(state, params, batch, keys, _draws.dropout_key(keys))
 
-        return self.descent.update(state, loss, batch, keys)
+        return self.parts.optimizer.update(state, loss, batch, keys)

@@ -54,7 +54,7 @@ def export(workdir: str, num_steps: int | None = None) -> list[epath.Path]:
     else:
         config = loading.read_config(folder)
         stages = loading.finished(folder, config)
-        students = (loading.of_stage(folder, config, stage) for stage in stages)
+        students = (loading.of_stage(folder, config, *stage) for stage in stages)
     name, made = folder.resolve().name, []
     for student in students:
         file = f"{name}_student_{student.num_steps}.safetensors"

@@ -10,7 +10,6 @@ import re
 import time
 
 from etils import epath
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from pd_jax import checkpoint
@@ -180,23 +179,13 @@ def _plan(workdir: epath.Path, config: dict) -> tuple[list[StageStatus], list[Ro
     students = [int(n[8:]) for n in names if re.fullmatch("student_[0-9]{1,8}", n)]
     students.sort(reverse=True)
     try:
-        known = configs.default("digits", "mlp").to_dict()  # other versions had less
-        known = {k: known[k] | config[k] for k in ("teacher", "ladder", "eval")}
-        ladder = known["ladder"]
-        for key in ("start", "end", "factor"):
-            if type(ladder[key]) is not int:
-                raise TypeError(key)
-        # A released student decides where the ladder starts, which the folders show.
-        taught = known["teacher"]["released"] and students
-        own = students[0] * ladder["factor"] if taught else 0
-        stages = configs.student_stages(ConfigDict(known), own)
-        rows = planned_rows(known["eval"], [s.num_steps for s in stages])
-        first = configs.teacher_stage(ConfigDict(known))
-        plan = [
-            StageStatus(s.name, int(s.updates))
-            for s in ([first] * bool(first)) + stages
-        ]
-        return plan, rows
+        known = configs.default("digits", "mlp", **configs.trainings(config))
+        for key in (*configs.trainings(config), "eval"):
+            known[key].update(config[key])
+        stages = configs.stages(known, names)
+        counts = [s.num_steps for name, s in stages if name != "teacher"]
+        rows = planned_rows(known["eval"], counts)
+        return [StageStatus(s.name, int(s.updates)) for _, s in stages], rows
     except (LookupError, TypeError, ValueError, AttributeError):
         found = ["teacher"] * ("teacher" in names) + [f"student_{n}" for n in students]
         return [StageStatus(name, None) for name in found], []
@@ -243,7 +232,7 @@ def _read_checkpoints(
     for update in sorted(updates)[-2:]:
         try:
             found = files.read_json(path / str(update) / "facts" / "metadata")
-            if found.get("format") != checkpoint.FORMAT:
+            if found.get("format") not in (1, checkpoint.FORMAT):
                 raise ValueError(f"format {found.get('format')}, of another version")
             facts.append((update, _number(found.get("seconds"))))
         except (ValueError, OSError) as error:

@@ -20,12 +20,14 @@ from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config import setup
 from pd_jax.evaluation.rows import Row, check_entry
 from pd_jax.models import Model
+from pd_jax.training.method import state_shapes
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
 from pd_jax.students import bundle
 from pd_jax.students.student import Student
 from pd_jax.training.stage import Stage
+from pd_jax.training.state import MODEL
 
 KEPT = ("num_steps", "shape", "clip", "sampler", "labels", "metrics", "facts")
 
@@ -170,16 +172,16 @@ def _from_workdir(workdir: epath.Path, num_steps: int | None, force: bool) -> St
     stages = list(finished(workdir, config))
     if not stages:
         raise Refused(f"{workdir}: no student is finished yet")
-    counts = [stage.num_steps for stage in stages]
+    counts = [stage.num_steps for _, stage in stages]
     if num_steps is None:
-        return of_stage(workdir, config, stages[-1])
+        return of_stage(workdir, config, *stages[-1])
     if num_steps not in counts and not force:
         raise Refused(
             f"{workdir} has no finished student of {num_steps} steps: there are those "
             f"of {', '.join(map(str, counts))}; in Python, force=True takes the nearest"
         )
-    nearest = min(stages, key=lambda stage: abs(np.log(stage.num_steps / num_steps)))
-    return of_stage(workdir, config, nearest)
+    nearest = min(stages, key=lambda each: abs(np.log(each[1].num_steps / num_steps)))
+    return of_stage(workdir, config, *nearest)
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
@@ -193,48 +195,45 @@ def read_config(workdir: epath.Path) -> ConfigDict:
         raise Refused(f"{path}: {error}") from error
 
 
-def _students(workdir: epath.Path, config: ConfigDict) -> list[Stage]:
-    """The students that have checkpoints, from the most steps down."""
+def _begun(workdir: epath.Path, config: ConfigDict) -> list[tuple[str, Stage]]:
+    """The stages that have checkpoints, in order, each with its training's name."""
     kept = workdir / "checkpoints"
-    counts = {
-        int(folder.name.removeprefix("student_"))
+    begun = {
+        folder.name
         for folder in (kept.iterdir() if kept.exists() else ())
-        if re.fullmatch(r"student_[0-9]{1,8}", folder.name)
-        and any(saved.name.isdigit() for saved in folder.iterdir())
+        if any(saved.name.isdigit() for saved in folder.iterdir())
     }
-    # A released teacher may have left out the stages above the first one.
-    start = max(counts, default=0) * config.ladder.factor
-    stages = configs.student_stages(config, start)
-    return [stage for stage in stages if stage.num_steps in counts]
+    stages = configs.stages(config, begun)
+    return [(name, stage) for name, stage in stages if stage.name in begun]
 
 
-def finished(workdir: epath.Path, config: ConfigDict) -> Iterator[Stage]:
-    """The finished students of a run's folder, from the most steps down."""
-    for stage in _students(workdir, config):
+def finished(workdir: epath.Path, config: ConfigDict) -> Iterator[tuple[str, Stage]]:
+    """The finished stages with a student, in order, each with its training's name."""
+    for name, stage in _begun(workdir, config):
         with StageCheckpoints(workdir, stage, writes=False) as kept:
-            if kept.finished:
-                yield stage
+            if kept.finished and name != "teacher":
+                yield name, stage
 
 
 def _teacher(workdir: epath.Path, config: ConfigDict) -> Student:
-    stage = configs.teacher_stage(config)
-    if stage is None:
+    name, stage = configs.stages(config)[0]
+    if name != "teacher":
         raise Refused(
             f"{workdir}: its teacher was not trained there, so none is kept: "
             f"teacher.exact={config.teacher.exact}, "
             f"teacher.released={config.teacher.released!r}"
         )
-    return of_stage(workdir, config, stage, "teacher")
+    return of_stage(workdir, config, name, stage)
 
 
 def of_stage(
     workdir: epath.Path,
     config: ConfigDict,
+    training: str,
     stage: Stage,
-    section: str = "ladder",
     built: setup.Setup | None = None,
 ) -> Student:
-    """The model of a finished stage of a config's section, as its checkpoint says.
+    """The model of a finished stage of a config's training, as its checkpoint says.
 
     Where the network has no name, it is that of the run's own setup, `built`.
     """
@@ -249,11 +248,12 @@ def of_stage(
         facts = kept.facts()
         described = _made(_described, facts, config, built and built.model)
         model = described["model"]
-        method = setup.method(config, section, model, described["schedule"])
+        parts = setup.parts(config, training, model, described["schedule"])
+        method = configs.planned(config, 0, {training: parts})[training][0]
         weights = built.shapes if built else _shapes(model, described["shape"])
-        like = jax.eval_shape(lambda weights: method.start(weights, stage), weights)
         here = SingleDeviceSharding(jax.local_devices()[0])
-        params = jax.device_get(kept.weights(method, _on(here, like)))
+        like = _on(here, state_shapes(method, stage, weights))
+        params = jax.device_get(kept.handed_over(like, method)[MODEL])
     return Student(
         **described,
         params=params,
@@ -292,9 +292,7 @@ def _chain(workdir: epath.Path, config: ConfigDict, stage: Stage | None) -> list
 
     The last one of a ladder whose teacher is not kept there names that.
     """
-    stages = {stage.name: stage for stage in _students(workdir, config)}
-    teacher = configs.teacher_stage(config)
-    stages |= {teacher.name: teacher} if teacher else {}
+    stages = {stage.name: stage for _, stage in _begun(workdir, config)}
     chain = []
     while stage is not None:
         with StageCheckpoints(workdir, stage, writes=False) as kept:

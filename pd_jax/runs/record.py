@@ -228,22 +228,22 @@ def _row(entry: dict) -> dict:
     entry = check_entry(entry)
     if entry["model"] not in ("teacher", "student"):
         raise ValueError(f"a row's model is {entry['model']!r}")
-    if not 1 <= entry["num_steps"] <= configs.MOST_STEPS:
+    if not 1 <= entry["num_steps"] <= configs.MAX_STEPS:
         raise ValueError(f"a row has {entry['num_steps']!r} steps")
     return entry | {"metrics": {k: float(v) for k, v in entry["metrics"].items()}}
 
 
 def _stages(folder: epath.Path, config: ConfigDict, report: dict) -> list[StageRecord]:
-    teacher = configs.teacher_stage(config)
-    students = configs.student_stages(config)
-    planned = [teacher, *students] if teacher else students
     lines = _lines(folder)
+    kept = folder / "checkpoints"
+    begun = {*lines, *(p.name for p in (kept.iterdir() if kept.exists() else ()))}
+    updates = report.get("updates", {})
+    planned = configs.stages(config, begun | set(updates))
+    if updates:  # without the stages that were left out
+        planned = [(name, stage) for name, stage in planned if stage.name in updates]
+    trainings = {stage.name: name for name, stage in planned}
+    planned = [stage for _, stage in planned]
     facts = {stage.name: _facts(folder, stage) for stage in planned}
-    if report.get("updates"):  # without the stages that were left out
-        planned = [stage for stage in planned if stage.name in report["updates"]]
-    elif config.teacher.released:  # maybe a student, which then starts the ladder
-        begun = [i for i, s in enumerate(planned) if facts[s.name] or s.name in lines]
-        planned = planned[begun[0] :] if begun else planned
     found = []
     for stage in planned:
         saved, kept = facts[stage.name] or (0, {})
@@ -257,9 +257,9 @@ def _stages(folder: epath.Path, config: ConfigDict, report: dict) -> list[StageR
         found.append(
             StageRecord(
                 stage.name,
-                0 if stage is teacher else stage.num_steps,
+                0 if trainings[stage.name] == "teacher" else stage.num_steps,
                 stage.updates,
-                int(config["teacher" if stage is teacher else "ladder"].batch),
+                int(config[trainings[stage.name]].batch),
                 done,
                 end,
                 finished,
@@ -298,7 +298,7 @@ def _devices(value: object) -> str:
 
 
 def _count(value: object) -> int:
-    if not (isinstance(value, int) and 0 <= value <= configs.MOST):
+    if not (isinstance(value, int) and 0 <= value <= configs.MAX):
         raise ValueError(f"{value!r} is not a number of updates")
     return value
 

@@ -5,7 +5,6 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jaxlib
@@ -13,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pd_jax import __version__
+from pd_jax import config as configs
 from pd_jax.checkpoint import Damaged
 from pd_jax.config.setup import Setup, build
 from pd_jax.evaluation import preflight, regressions
@@ -29,6 +29,7 @@ from pd_jax.storage.writers import JsonLines, write_whole
 from pd_jax.training.callbacks import Callbacks
 from pd_jax.training.loop import Loop
 from pd_jax.training.stage import Stage
+from pd_jax.training.state import MODEL, TrainState
 from pd_jax.training.training import Training
 
 
@@ -136,12 +137,10 @@ class _Run:
         self.progress = Progress(total, done, self.options.log_seconds, shown=first)
         try:
             with Interrupt() as self.interrupt:
-                before = None
                 for training in self.setup.trainings:
                     for stage in training.stages:
                         with _out_of_memory(training.name, self.setup):
-                            self._train(training, stage, before)
-                        before = training, stage
+                            self._train(training, stage)
                         with _out_of_memory("evaluation", self.setup):
                             self._end_where_worse(training, stage)
                 with _out_of_memory("evaluation", self.setup):
@@ -183,7 +182,7 @@ class _Run:
 
     def _followed(self, stage: Stage) -> bool:
         """Whether later stages or figures have come from a stage."""
-        stages = [stage for t in self.setup.trainings for stage in t.stages]
+        stages = [stage for _, stage in self.setup.stages]
         later = stages[stages.index(stage) + 1 :]
         if self.begun.intersection(later):
             return True
@@ -191,12 +190,13 @@ class _Run:
             return self.evaluation.done(Row("student", stage.num_steps))
         return self.evaluation.begun
 
-    def _restore(self, training, stage, kept) -> tuple[Any, dict] | None:
+    def _restore(self, training, stage, kept) -> tuple[TrainState, dict] | None:
         """The newest checkpoint of a stage that can be read, those above set aside."""
         while kept.updates:
             try:
                 self.stages.check(kept)
-                return kept.restore(self.stages.shapes(training, stage))
+                shapes = self.stages.shapes(training, stage)
+                return kept.restore(shapes, training.method)
             except Damaged as error:
                 if self._followed(stage):
                     raise self.stages.lost(stage, error) from error
@@ -207,27 +207,26 @@ class _Run:
                 )
         return None
 
-    def _start(self, training, stage, before, kept) -> tuple[Any, dict]:
+    def _start(self, training, stage, kept) -> tuple[TrainState, dict]:
         """A stage's state where training goes on, placed, and its facts."""
-        weights = self.stages.weights(*before) if before else self.setup.first_weights()
+        given = self.stages.given(training, stage)
         restored = self._restore(training, stage, kept)
+        key = jax.random.fold_in(training.start_key, stage.index)
+        begin = training.method.begin
         if restored is None:
-            state = training.method.start(weights, stage)
+            state = begin(given, stage, key)
             return training.step.place(state), {"seconds": 0.0, "traces": 0}
         state, facts = restored
-        start = training.method.start  # of which only the teacher is made
-        teacher = jax.jit(lambda weights: start(weights, stage).teacher)(weights)
-        return training.step.place(state.replace(teacher=teacher)), facts
+        frozen = jax.jit(lambda given: begin(given, stage, key).frozen)(given)
+        return training.step.place(state.replace(frozen=frozen)), facts
 
-    def _train(
-        self, training: Training, stage: Stage, before: tuple[Training, Stage] | None
-    ) -> None:
-        """Trains one stage from where it is to its end; `before` hands over."""
+    def _train(self, training: Training, stage: Stage) -> None:
+        """Trains one stage from where it is to its end."""
         with self.stages.open(stage) as kept:
             if kept.finished and (self._followed(stage) or not kept.damage()):
                 return
             began = time.monotonic()
-            state, facts = self._start(training, stage, before, kept)
+            state, facts = self._start(training, stage, kept)
             substeps = training.step.substeps
             if (kept.end - kept.updates) % substeps:
                 raise Refused(
@@ -239,7 +238,6 @@ class _Run:
             loop = Loop(
                 training,
                 stage,
-                self.setup.dataset,
                 kept.updates,
                 facts,
                 self.options,
@@ -247,7 +245,9 @@ class _Run:
                 self.progress,
             )
             released = self.setup.config.teacher.released
-            made = {"teacher": before[1].name if before else released or None}
+            stages = [stage.name for _, stage in self.setup.stages]
+            before = stages[: stages.index(stage.name)]
+            made = {"teacher": before[-1] if before else released or None}
             made["precision"] = self.setup.model.dtype.name
             made["labels"] = getattr(self.setup.dataset, "label_names", ()) or None
             made |= self.stages.sampler(stage) | {"devices": processes.devices()}
@@ -262,7 +262,8 @@ class _Run:
                     seconds = facts["seconds"] + time.monotonic() - began
                     traces = max(facts["traces"], training.step.traces)
                     new = {"seconds": seconds, "traces": traces, **made, **loop.facts}
-                    kept.save(training.step.everywhere(state), new)
+                    whole = training.step.everywhere(state)
+                    kept.save(whole, training.method, new)
                     saved = loop.done
                     self.callbacks.on_checkpoint(stage.name, saved)
                 if ends:
@@ -277,14 +278,15 @@ class _Run:
             )
             self.progress.say(f"{stage.name}: stopped {kept_at}")
         self.interrupt.check()
-        if stage.num_steps in self.students and self.callbacks.hear("on_student"):
-            given = self.workdir, self.setup.config, stage, training.name, self.setup
+        if training.method.needs_teacher and self.callbacks.hear("on_student"):
+            given = self.workdir, self.setup.config, training.name, stage, self.setup
             self.callbacks.on_student(loading.of_stage(*given))
 
     def _end_where_worse(self, training: Training, stage: Stage) -> None:
         """Ends the ladder at a student that is worse than its teacher, if asked to."""
         row, setup = Row("student", stage.num_steps), self.setup
-        if setup.config.ladder.on_regression != "stop" or row not in rows(setup):
+        section = setup.config[training.name]
+        if section.get("on_regression") != "stop" or row not in rows(setup):
             return
         self._evaluate([regressions.taught_by(row, setup), row])
         if processes.agree(lambda: regressions.regression(row, setup, self.evaluation)):
@@ -302,15 +304,16 @@ class _Run:
             self.progress.advance(work, text)
 
         if missing:
-            base, ladder = self.setup.trainings[0], self.setup.trainings[-1]
+            first, ladder = self.setup.trainings[0], self.setup.trainings[-1]
             teacher = self.setup.released  # None for the exact one
-            if base is not ladder:
-                teacher = self.stages.weights(base, base.stages[-1])
+            if not first.method.needs_teacher:
+                teacher = self.stages.handed_over(first, first.stages[-1])[MODEL]
             evaluation.prepare(teacher, advance)
         for row in missing:
             params = teacher
             if row.model == "student":
-                params = self.stages.weights(ladder, self.students[row.num_steps])
+                stage = self.students[row.num_steps]
+                params = self.stages.handed_over(ladder, stage)[MODEL]
             evaluation.measure(row, params, time.monotonic() - began, advance)
             if processes.is_first():
                 shown = evaluation.kept(row.name)[:GRID]
@@ -321,7 +324,8 @@ class _Run:
     def _report(self, facts: dict[str, list[dict]]) -> dict:
         """Puts the report together and writes it; facts of all stages by training."""
         entries = [self.evaluation.entry(row) for row in rows(self.setup)]
-        seconds, traces = {"teacher": 0.0, "ladder": 0.0}, {}
+        seconds = dict.fromkeys(configs.trainings(self.setup.config), 0.0)
+        traces = {}
         for name, stages in facts.items():
             seconds[name] = sum(f["seconds"] for f in stages)
             traces[name] = max(f["traces"] for f in stages)

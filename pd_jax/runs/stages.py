@@ -11,7 +11,9 @@ from pd_jax import config as configs
 from pd_jax.checkpoint import Damaged, StageCheckpoints
 from pd_jax.config.setup import Setup
 from pd_jax.runtime.errors import Refused
+from pd_jax.training.method import state_shapes
 from pd_jax.training.stage import Stage
+from pd_jax.training.state import MODEL, TEACHER, TrainState
 from pd_jax.training.training import Training
 
 
@@ -25,19 +27,52 @@ class Stages:
         """A stage's checkpoints, to be closed."""
         return StageCheckpoints(self._workdir, stage)
 
-    def shapes(self, training: Training, stage: Stage) -> Any:
+    def shapes(self, training: Training, stage: Stage) -> TrainState:
         """A stage's state as shapes, on all devices of all processes."""
         same = NamedSharding(training.step.mesh, PartitionSpec())
         return jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=same),
-            jax.eval_shape(
-                lambda weights: training.method.start(weights, stage),
-                self._setup.shapes,
-            ),
+            state_shapes(training.method, stage, self._setup.shapes),
         )
 
-    def weights(self, training: Training, stage: Stage) -> Any:
-        """A finished stage's weights.
+    def given(self, training: Training, stage: Stage) -> dict[str, Any]:
+        """What a stage begins with: weights by name, "model" and "teacher" among them.
+
+        Raises:
+          Refused: as `handed_over`.
+        """
+        stages = self._setup.stages
+        place = stages.index((training, stage))
+        first = stage is training.stages[0]
+        if first and training.init == "fresh":
+            weights = {MODEL: self._setup.fresh_weights(training.start_key)}
+        elif first and training.init:
+            weights = self.result(training.init)
+        elif place:
+            weights = self.handed_over(*stages[place - 1])
+        else:
+            weights = {MODEL: self._setup.first_weights()}
+        if training.taught_by:
+            return weights | {TEACHER: self.result(training.taught_by)[MODEL]}
+        if first and training.init:
+            before = self.handed_over(*stages[place - 1]) if place else None
+            teacher = before[MODEL] if before else self._setup.first_weights()
+            return weights | {TEACHER: teacher}
+        return {TEACHER: weights[MODEL]} | weights
+
+    def result(self, name: str) -> dict[str, Any]:
+        """What a training hands over at its end; first weights where none took place.
+
+        Raises:
+          Refused: as `handed_over`.
+        """
+        for training in self._setup.trainings:
+            if training.name == name:
+                return self.handed_over(training, training.stages[-1])
+        return {MODEL: self._setup.first_weights()}
+
+    def handed_over(self, training: Training, stage: Stage) -> dict[str, Any]:
+        """What a finished stage hands over, by name.
 
         Raises:
           Refused: where the stage is not finished, is damaged, or is another run's.
@@ -45,7 +80,7 @@ class Stages:
 
         def read(kept):
             self.check(kept)
-            return kept.weights(training.method, self.shapes(training, stage))
+            return kept.handed_over(self.shapes(training, stage), training.method)
 
         return self._finished(stage, read)
 

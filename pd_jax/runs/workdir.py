@@ -33,7 +33,10 @@ def take(
     """
     kept = workdir / "config.json"
     if kept.exists():
-        changed = configs.differences(files.read_json(kept), config.to_dict())
+        before = files.read_json(kept)
+        with contextlib.suppress(Refused):  # with keys that were not there then
+            before = configs.stored(before).to_dict()
+        changed = configs.differences(before, config.to_dict())
         if changed:
             raise ValueError(
                 f"{workdir} was made by a different config:\n  "

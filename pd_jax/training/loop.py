@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from pd_jax.data import Dataset
 from pd_jax.runtime import processes
 from pd_jax.runtime.progress import Progress
 from pd_jax.training.callbacks import Callbacks
@@ -34,7 +33,6 @@ class Loop:
         self,
         training: Training,
         stage: Stage,
-        dataset: Dataset,
         done: int,
         facts: dict,
         options: ConfigDict,
@@ -57,7 +55,7 @@ class Loop:
         self._every, self._progress = options.log_updates, progress
         self._callbacks = callbacks
         self._most_skipped = options.most_skipped
-        self._batches = dataset.batches(
+        self._batches = training.dataset.batches(
             done * training.batch,
             training.batch,
             (*training.seed, stage.index),
@@ -66,7 +64,7 @@ class Loop:
         )
         self._feed = training.step.feed(self._batches)
         if training.measure:
-            self._checked = _validation_batches(training, dataset)
+            self._checked = _validation_batches(training)
         self._held: list[dict] = []  # this interval's metrics, still on the device
         self._late: tuple[int, list[dict], float] | None = (
             None  # those of the one before
@@ -118,10 +116,10 @@ class Loop:
         self._validation[self.done] = processes.agree(lambda: loss)
         self.flush()
         if self.end == planned and rule.reached(list(self._validation.values())):
-            cooldown = training.method.descent.cooldown
+            cooldown = training.method.parts.optimizer.cooldown
             self.end = rule.end(self.done, planned, cooldown)
             updates = training.step.place(jnp.int32(self.end))
-            state = state.replace(stage=state.stage.replace(updates=updates))
+            state = state.replace(stage={**state.stage, "updates": updates})
             self._progress.advance((planned - self.end) * self._work)
             self._progress.say(
                 f"{self._stage.name}: a plateau at update {self.done}, ends after "
@@ -216,10 +214,10 @@ class Loop:
             )
 
 
-def _validation_batches(training: Training, dataset: Dataset) -> dict:
+def _validation_batches(training: Training) -> dict:
     """The examples of every check, evenly from all of those held back, placed."""
-    held_back = dataset.reference
-    parts = BATCHES * training.method.descent.microbatches
+    held_back = training.dataset.reference
+    parts = BATCHES * training.method.parts.optimizer.microbatches
     index, count = processes.part()
     rows = np.arange(BATCHES * training.batch) * len(held_back)
     rows = (rows // len(rows)).reshape(parts, count, -1)[:, index]

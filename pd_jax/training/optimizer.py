@@ -5,7 +5,8 @@ An update whose loss or gradient is not finite leaves all as it was, and counts.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +14,69 @@ import optax
 
 from pd_jax.runtime import registry
 from pd_jax.training.stage import Stage
-from pd_jax.training.state import StageValues, TrainState
+from pd_jax.training.state import MODEL, TEACHER, Trained, TrainState
 
 DECAYS = ("constant", "linear", "cosine", "cooldown")
 COOLDOWN = 0.2  # share of a stage
 
+# (params, batch, keys) -> losses, one per example.
+Loss = Callable[[Any, dict, jax.Array], jax.Array]
 
-def _copy(tree):
+
+def copy(tree: Any) -> Any:
     """New buffers: a donated state must not hold one buffer twice."""
     return jax.tree.map(jnp.copy, tree)
 
 
+def mean_gradient(
+    loss: Loss, params: Any, batch: dict, keys: jax.Array, microbatches: int = 1
+) -> tuple[jax.Array, Any]:
+    """Mean loss over all examples of all devices, and its gradient.
+
+    Args:
+      loss: of one device's examples.
+      params: what to differentiate by.
+      batch: this device's examples, every leaf [B, ...].
+      keys: one random key per example, [B].
+      microbatches: parts into which the device's batch is cut, one after the other, to
+        save memory.
+    """
+
+    def mean(params, batch, keys):
+        return jnp.mean(loss(params, batch, keys))
+
+    def cut(a):
+        return a.reshape(microbatches, -1, *a.shape[1:])
+
+    def body(total, part):
+        return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+
+    gradient = jax.value_and_grad(mean)
+    if microbatches == 1:
+        return jax.lax.pmean(gradient(params, batch, keys), "batch")
+    zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params))
+    total, _ = jax.lax.scan(body, zero, jax.tree.map(cut, (batch, keys)))
+    return jax.lax.pmean(jax.tree.map(lambda a: a / microbatches, total), "batch")
+
+
+def average(old: Any, new: Any, decay: float, step: jax.Array) -> Any:
+    """Weights' running average after update number `step` (0 is the first).
+
+    Early in a stage it is as long as the stage so far: min(decay, (1 + n)/(10 + n)).
+    """
+    n = step.astype(jnp.float32)
+    keep = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+    return optax.incremental_update(new, old, 1.0 - keep)
+
+
+def where(made: jax.Array, new: Any, old: Any) -> Any:
+    """The new tree if an update is made, else the old one."""
+    return jax.tree.map(lambda a, b: jnp.where(made, a, b), new, old)
+
+
 @dataclasses.dataclass(frozen=True)
-class Descent:
-    """The optimiser of one training run; the learning rate itself is the stage's.
+class Optimizer:
+    """The optimizer of one network; the peak learning rate is the stage's.
 
     Attributes:
       warmup_updates: updates of linear growth from 0 to the peak learning rate.
@@ -34,10 +84,8 @@ class Descent:
         "cosine" to 0; or "cooldown", constant and then, over the last 20%, linear to 0.
       clip_norm: global norm to which the averaged gradient is clipped; 0 for none.
       weight_decay: decoupled, times the learning rate.
-      ema: decay of the weights' running average; 0 for none. Early in a stage the
-        average is as long as the stage so far: min(ema, (1 + n)/(10 + n)).
-      microbatches: parts into which each device's batch is cut, to save memory; their
-        gradients are averaged before anything else happens.
+      ema: decay of the average "sampling" of the weights; 0 for none.
+      microbatches: as for `mean_gradient`.
     """
 
     warmup_updates: int = 0
@@ -54,7 +102,7 @@ class Descent:
 
     @property
     def _chain(self) -> optax.GradientTransformation:
-        """Gradient to direction; `update` multiplies by the learning rate."""
+        """Gradient to direction; `move` multiplies by the learning rate."""
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm or math.inf),
             optax.scale_by_adam(self.b1, self.b2),
@@ -66,94 +114,126 @@ class Descent:
         """Share of a stage that is left when its rate should begin to fall."""
         return COOLDOWN if self.decay == "cooldown" else 0.0
 
-    def start(self, params, stage: Stage, teacher=None) -> TrainState:
-        """A stage's first state: new optimiser, and own copies of the weights."""
-        return TrainState(
-            step=jnp.int32(0),
-            stage=StageValues.of(stage),
-            params=_copy(params),
-            ema=_copy(params) if self.ema else None,
+    def _decays(self, averages: Mapping[str, float]) -> dict[str, float]:
+        decays = {"sampling": self.ema, **averages}
+        return {name: decay for name, decay in decays.items() if decay}
+
+    def init(self, params: Any, averages: Mapping[str, float] | None = None) -> Trained:
+        """A network before its first update, with buffers of its own.
+
+        Args:
+          params: its weights.
+          averages: decays of further averages by name; 0 for none.
+        """
+        return Trained(
+            params=copy(params),
+            averages={name: copy(params) for name in self._decays(averages or {})},
             opt_state=self._chain.init(params),
-            teacher=None if teacher is None else _copy(teacher),
         )
 
-    def learning_rate(self, step: jax.Array, stage: StageValues) -> jax.Array:
-        """Learning rate of update number `step` (0 is the first) of a stage."""
+    def start(
+        self,
+        params: Any,
+        stage: Stage,
+        teacher: Any = None,
+        averages: Mapping[str, float] | None = None,
+    ) -> TrainState:
+        """The first state of a stage that moves one network.
+
+        Args:
+          params: its weights.
+          stage: the stage.
+          teacher: frozen weights that teach it, if any.
+          averages: as for `init`.
+        """
+        return TrainState(
+            step=jnp.int32(0),
+            stage=stage.values(),
+            networks={MODEL: self.init(params, averages)},
+            frozen={} if teacher is None else {TEACHER: copy(teacher)},
+        )
+
+    def learning_rate(
+        self, step: jax.Array, stage: Mapping[str, jax.Array], peak: jax.Array | None
+    ) -> jax.Array:
+        """Learning rate of update number `step` (0 is the first) of a stage.
+
+        Args:
+          step: the number.
+          stage: the stage's numbers.
+          peak: the peak; default the stage's "learning_rate".
+        """
+        peak = stage["learning_rate"] if peak is None else peak
         rise = jnp.minimum(1.0, (step + 1) / max(self.warmup_updates, 1))
-        done = step / stage.updates
+        done = step / stage["updates"]
         fall = {
             "constant": 1.0,
             "linear": 1.0 - done,
             "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
             "cooldown": jnp.minimum(1.0, (1.0 - done) / COOLDOWN),
         }[self.decay]
-        return stage.learning_rate * rise * fall
+        return peak * rise * fall
 
-    def update(
+    def move(
         self,
         state: TrainState,
-        loss: Callable[[dict, dict, jax.Array], jax.Array],
+        name: str,
+        loss: Loss,
         batch: dict,
         keys: jax.Array,
+        *,
+        averages: Mapping[str, float] | None = None,
+        peak: jax.Array | None = None,
     ) -> tuple[TrainState, dict]:
-        """One update of state.params, on one device of the axis "batch".
+        """Moves one network of a state, on one device of the axis "batch".
 
         Args:
           state: the state before.
+          name: which of its networks.
           loss: (params, batch, keys) -> losses, one per example.
-          batch: this device's examples, every leaf [B, ...].
-          keys: one random key per example, [B].
+          batch, keys: as for `mean_gradient`.
+          averages: as for `init`.
+          peak: as for `learning_rate`.
 
         Returns:
-          The state after, and metrics averaged over devices: loss, grad_norm (before
-          clipping), learning_rate; and skipped: 1 where one of the first two is not
-          finite, and so nothing of the state but its step is new, else 0.
+          The state after, at the same `step`; and metrics averaged over devices: loss,
+          grad_norm (before clipping), learning_rate; and skipped: 1 where one of the
+          first two is not finite, and so nothing of the state is new, else 0.
         """
-        value, grads = self._mean_gradient(state.params, loss, batch, keys)
-        value, grads = jax.lax.pmean((value, grads), "batch")
-        direction, opt_state = self._chain.update(grads, state.opt_state, state.params)
-        rate = self.learning_rate(state.step, state.stage)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
-        ema = state.ema
-        if self.ema:
-            n = state.step.astype(jnp.float32)
-            keep = jnp.minimum(self.ema, (1.0 + n) / (10.0 + n))
-            ema = optax.incremental_update(params, ema, 1.0 - keep)
+        old = state.networks[name]
+        value, grads = mean_gradient(loss, old.params, batch, keys, self.microbatches)
+        direction, opt_state = self._chain.update(grads, old.opt_state, old.params)
+        rate = self.learning_rate(state.step, state.stage, peak)
+        params = jax.tree.map(lambda p, d: p - rate * d, old.params, direction)
+        new = Trained(
+            params=params,
+            averages={
+                average_name: average(
+                    old.averages[average_name], params, decay, state.step
+                )
+                for average_name, decay in self._decays(averages or {}).items()
+            },
+            opt_state=opt_state,
+        )
         norm = optax.global_norm(grads)
         # Of averages over all devices, so that all of them do the same.
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        params, ema, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, ema, opt_state),
-            (state.params, state.ema, state.opt_state),
-        )
         metrics = {
             "loss": value,
             "grad_norm": norm,
             "learning_rate": rate,
             "skipped": 1 - finite.astype(jnp.int32),
         }
-        state = state.replace(
-            step=state.step + 1, params=params, ema=ema, opt_state=opt_state
-        )
-        return state, metrics
+        return state.with_network(name, where(finite, new, old)), metrics
 
-    def _mean_gradient(self, params, loss, batch, keys):
-        """Mean loss and its gradient, over microbatches one after the other."""
-
-        def mean(params, batch, keys):
-            return jnp.mean(loss(params, batch, keys))
-
-        gradient = jax.value_and_grad(mean)
-        if self.microbatches == 1:
-            return gradient(params, batch, keys)
-
-        def cut(a):
-            return a.reshape(self.microbatches, -1, *a.shape[1:])
-
-        def body(total, part):
-            return jax.tree.map(jnp.add, total, gradient(params, *part)), None
-
-        zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(body, zero, jax.tree.map(cut, (batch, keys)))
-        return jax.tree.map(lambda a: a / self.microbatches, total)
+    def update(
+        self,
+        state: TrainState,
+        loss: Loss,
+        batch: dict,
+        keys: jax.Array,
+        averages: Mapping[str, float] | None = None,
+    ) -> tuple[TrainState, dict]:
+        """One whole update of a state that moves one network; as `move`."""
+        state, metrics = self.move(state, MODEL, loss, batch, keys, averages=averages)
+        return state.replace(step=state.step + 1), metrics

@@ -4,28 +4,29 @@ from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 
-from pd_jax.training.stage import Stage
+MODEL = "model"  # the network that a training is for, in states and hand-overs
+TEACHER = "teacher"
 
 
-class StageValues(flax.struct.PyTreeNode):
-    """A stage's numbers as traced scalars: one compiled step serves the ladder."""
+class Trained(flax.struct.PyTreeNode):
+    """A network that an optimizer moves.
 
-    index: jax.Array
-    num_steps: jax.Array
-    updates: jax.Array
-    learning_rate: jax.Array
+    Attributes:
+      params: its weights.
+      averages: running averages of them by name: "sampling" is measured and handed
+        over, "target" is what a method bootstraps from; none where a decay is 0.
+      opt_state: the optimizer's state.
+    """
 
-    @classmethod
-    def of(cls, stage: Stage) -> "StageValues":
-        """The numbers of a stage of the plan."""
-        return cls(
-            index=jnp.int32(stage.index),
-            num_steps=jnp.int32(stage.num_steps),
-            updates=jnp.int32(stage.updates),
-            learning_rate=jnp.float32(stage.learning_rate),
-        )
+    params: Any
+    averages: dict[str, Any]
+    opt_state: Any
+
+    @property
+    def weights(self) -> Any:
+        """The weights to sample with, and to hand over: the average where kept."""
+        return self.averages.get("sampling", self.params)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -33,21 +34,24 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: updates done in this stage, int32.
-      stage: the stage's numbers.
-      params: weights that the optimiser moves.
-      ema: their running average, or None.
-      opt_state: the optimiser's state.
-      teacher: the teacher's weights, or None. Constant within a stage.
+      stage: the stage's numbers by name (`Stage.values`).
+      networks: those that are moved, by name; "model" is the one to sample from.
+      frozen: weights that are constant within a stage, by name, such as "teacher"; a
+        stage's start makes them, so checkpoints leave them out.
+      memory: further arrays that the method keeps, by name.
     """
 
     step: jax.Array
-    stage: StageValues
-    params: Any
-    ema: Any
-    opt_state: Any
-    teacher: Any = None
+    stage: dict[str, jax.Array]
+    networks: dict[str, Trained]
+    frozen: dict[str, Any] = flax.struct.field(default_factory=dict)
+    memory: dict[str, Any] = flax.struct.field(default_factory=dict)
 
     @property
-    def weights(self) -> Any:
-        """The weights to sample with, and to hand over: the average where kept."""
-        return self.params if self.ema is None else self.ema
+    def model(self) -> Trained:
+        """The network that the training is for."""
+        return self.networks[MODEL]
+
+    def with_network(self, name: str, trained: Trained) -> "TrainState":
+        """The state with another of its networks moved."""
+        return self.replace(networks={**self.networks, name: trained})

@@ -156,7 +156,7 @@ class Step:
         self.traces += 1
 
         def one(state, batch):
-            keys = _keys(key, state.stage.index, state.step, batch)
+            keys = _keys(key, state.stage["index"], state.step, batch)
             return self._update(state, batch, keys)
 
         if self.substeps == 1:
@@ -203,7 +203,7 @@ class Measure:
 
         def one(numbered):
             number, batch = numbered
-            keys = _keys(key, state.stage.index, number, batch)
+            keys = _keys(key, state.stage["index"], number, batch)
             return jnp.mean(self._loss(state, batch, keys))
 
         count = jax.tree.leaves(batches)[0].shape[0]

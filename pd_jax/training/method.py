@@ -1,0 +1,152 @@
+"""What a training learns, as a contract: `pd_jax.methods` has one method a file."""
+
+import dataclasses
+from typing import Any, ClassVar, Protocol
+
+import jax
+
+from pd_jax.arcs import Denoiser
+from pd_jax.models import Model
+from pd_jax.schedules import Schedule
+from pd_jax.training.optimizer import Optimizer
+from pd_jax.training.stage import Stage
+from pd_jax.training.state import MODEL, TEACHER, TrainState
+
+
+def setting(
+    default: Any,
+    *,
+    least: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A field of a method, with what its config key may be.
+
+    Args:
+      default: its default.
+      least: the smallest number, of every number of a tuple; an int asks for whole
+        numbers.
+      below: what the numbers must be below.
+      choices: the names that it may have.
+    """
+    limits = {"least": least, "below": below, "choices": choices}
+    return dataclasses.field(default=default, metadata=limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a method is built of, besides its keys; to plan stages the name is enough.
+
+    Attributes:
+      name: the training's, which is its config section.
+      model, schedule, optimizer: what is trained, on which noise levels, and how.
+      exact: a denoiser that teaches the first stage (index 0) in place of weights.
+      asked_steps: sampling steps that the next training asks of this one's model; 0
+        for any.
+    """
+
+    name: str = "ladder"
+    model: Model | None = None
+    schedule: Schedule | None = None
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    exact: Denoiser | None = None
+    asked_steps: int = 0
+
+    @property
+    def student(self) -> str:
+        """How the names of the training's stages begin."""
+        return "student" if self.name == "ladder" else self.name
+
+
+class Method(Protocol):
+    """One way to train a model: a frozen dataclass.
+
+    Its fields, besides `parts`, are the keys of its config section that are its own,
+    with their defaults and limits (`setting`); its docstring says what they mean.
+
+    Attributes:
+      parts: what it is built of.
+      needs_teacher: whether it distils: something that was trained before teaches it.
+      data: what it is fed: "images", batches {"image": [B, ...], "label": [B]}; or
+        "places", batches {"place": [B]} with labels as often as the data has them.
+      sampler: its student's, one of `pd_jax.samplers`; "" for the config's.
+    """
+
+    parts: Parts
+    needs_teacher: ClassVar[bool]
+    data: ClassVar[str]
+    sampler: ClassVar[str]
+
+    @property
+    def asks_steps(self) -> int:
+        """Sampling steps that it asks of its teacher at first; 0 for any."""
+
+    @property
+    def forwards(self) -> int:
+        """Network evaluations per example and update; a backward pass counts as two."""
+
+    def plan(self, teacher_steps: int = 0) -> list[Stage]:
+        """Its stages, in order.
+
+        Args:
+          teacher_steps: sampling steps that its teacher was made for; 0 for any.
+
+        Raises:
+          Refused: for keys that cannot work, naming them.
+        """
+
+    def step_counts(self, stage: Stage) -> tuple[int, ...]:
+        """The sampling steps that a stage's model is made for, the fewest last."""
+
+    def begin(
+        self, handed_over: dict[str, Any], stage: Stage, key: jax.Array
+    ) -> TrainState:
+        """A stage's first state.
+
+        Args:
+          handed_over: weights by name: what the stage before hands over, or fresh ones,
+            "model" among them; and "teacher", those that teach.
+          stage: the stage.
+          key: for what is random in it.
+        """
+
+    def update(
+        self, state: TrainState, batch: dict, keys: jax.Array
+    ) -> tuple[TrainState, dict]:
+        """One update; pure, traced once for all stages.
+
+        Args:
+          state: the state before.
+          batch: one device's examples, leaves [B, ...], of the axis "batch".
+          keys: one random key per example, [B].
+
+        Returns:
+          The state after, its `step` one more; metrics as of `Optimizer.move`, and
+          more if the method has any.
+        """
+
+    def result(self, state: TrainState) -> dict[str, Any]:
+        """The part of the state that a finished stage hands over, by name."""
+
+
+class Measured(Method, Protocol):
+    """A method with a loss that can be measured on data that is held back."""
+
+    def loss(
+        self,
+        state: TrainState,
+        params: Any,
+        batch: dict,
+        keys: jax.Array,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Losses [B] of `params` with the state's teacher and stage."""
+
+
+def state_shapes(method: Method, stage: Stage, weights: Any) -> TrainState:
+    """A stage's first state as shapes, of a network whose weights have these."""
+
+    def begin(weights, key):
+        return method.begin({MODEL: weights, TEACHER: weights}, stage, key)
+
+    return jax.eval_shape(begin, weights, jax.random.key(0))
