@@ -94,7 +94,7 @@ class StageCheckpoints:
 
     def _close(self) -> None:
         # Each of the manager's threads that failed ends its closing, once.
-        for _ in range(4):
+        for _ in range(8):
             with contextlib.suppress(Exception):
                 self._manager.close()
                 break
@@ -105,12 +105,14 @@ class StageCheckpoints:
         """Removes what a write that was not ended has left."""
         if not self._writes or is_remote(self._directory) or not processes.is_first():
             return
-        for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
-            for _ in range(20):  # parts of a write that failed may still be going on
+        for _ in range(20):  # parts of a write that failed may still be going on
+            unfinished = list(self._directory.glob("*.orbax-checkpoint-tmp*"))
+            if not unfinished:
+                break
+            for folder in unfinished:
                 with contextlib.suppress(OSError):
-                    unfinished.rmtree()
-                    break
-                time.sleep(0.1)
+                    folder.rmtree()
+            time.sleep(0.1)
 
     @property
     def newest(self) -> epath.Path:
