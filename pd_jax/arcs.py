@@ -22,9 +22,12 @@ data that it points at, an arc down to angle 0: i = 1 is no special case either.
 
 Joining is the primitive of other methods too: TRACT joins one teacher arc with the
 student's own arc to a segment's end, consistency distillation does it down to angle 0.
+What makes one arc from time t to time s is a *mover*: a solver's step with a denoiser,
+or a network that was trained to; `chain` joins the arcs of movers over given times.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,7 +36,7 @@ import jax.numpy as jnp
 from pd_jax.diffusion import Prediction, expand
 from pd_jax.schedules import Schedule
 
-Denoiser = Callable[[jax.Array, jax.Array], Prediction]
+Denoiser = Callable[[jax.Array, jax.Array], Prediction]  # (z [B, ...], logsnr [B])
 
 
 class Arc(NamedTuple):
@@ -41,6 +44,9 @@ class Arc(NamedTuple):
 
     v: jax.Array
     delta: jax.Array
+
+
+Mover = Callable[[jax.Array, jax.Array, jax.Array], Arc]  # (z [B, ...], t [B], s [B])
 
 
 def travel(z: jax.Array, arc: Arc) -> jax.Array:
@@ -75,6 +81,67 @@ def points_at(z: jax.Array, v: jax.Array, phi: jax.Array) -> jax.Array:
     return travel(z, Arc(v, phi))
 
 
+def _angle(schedule: Schedule, t: jax.Array) -> jax.Array:
+    """A time's angle; at time 0 that of the data itself, 0."""
+    return jnp.where(t > 0, schedule.angle(t), 0.0)
+
+
+def ddim(denoise: Denoiser, schedule: Schedule) -> Mover:
+    """The mover of a denoiser by one DDIM step, of any length.
+
+    Down to s = 0 its arc points at the denoiser's prediction of the data.
+    """
+
+    def move(z, t, s):
+        return Arc(denoise(z, schedule(t)).v, _angle(schedule, t) - _angle(schedule, s))
+
+    return move
+
+
+def heun(denoise: Denoiser, schedule: Schedule) -> Mover:
+    """The mover of a denoiser by one step of Heun's method in the angle; two calls."""
+
+    def move(z, t, s):
+        v, delta = ddim(denoise, schedule)(z, t, s)
+        z_s = travel(z, Arc(v, delta))
+        v_s = denoise(z_s, schedule(s)).v
+        # v_s turned back along the arc to its start: there the two are averaged.
+        e = expand(delta, z)
+        v_back = jnp.cos(e) * v_s - jnp.sin(e) * z_s
+        return Arc(0.5 * (v + v_back), delta)
+
+    return move
+
+
+def chain(z: jax.Array, times: Sequence[jax.Array], movers: Sequence[Mover]) -> Arc:
+    """The one arc from z that lands where movers, one after the other, land.
+
+    Args:
+      z: the start, at times[0], [B, ...].
+      times: n + 1 times [B], falling; the last may be 0 and equal the one before.
+      movers: n of them, from each time to the next.
+    """
+    whole, z_t = None, z
+    for (t, s), move in zip(itertools.pairwise(times), movers, strict=True):
+        arc = move(z_t, t, s)
+        whole = arc if whole is None else join(z, whole, arc)
+        z_t = travel(z, whole)
+    return whole
+
+
+def grid_below(t: jax.Array, step: jax.Array, num: int) -> list[jax.Array]:
+    """The times t, t - step, ..., t - num * step, [B] each, and exactly 0 at the end.
+
+    A grid's 0 is up to the rounding of t and of the division: what is below a
+    thousandth of a step is 0.
+    """
+    times = [t]
+    for j in range(1, num + 1):
+        s = t - j * step
+        times.append(jnp.where(s < 1e-3 * step, 0.0, s))
+    return times
+
+
 def follow(
     denoise: Denoiser,
     z: jax.Array,
@@ -102,21 +169,9 @@ def follow(
         raise ValueError(f"teacher_steps={teacher_steps}: at least 1")
     z = jnp.asarray(z)
     t = jnp.broadcast_to(jnp.asarray(t, z.dtype), z.shape[:1])
-    substep = 1.0 / (teacher_steps * jnp.asarray(num_steps, z.dtype))
-
-    def ends_at(j):
-        s = t - j * substep
-        # The grid's 0, up to the rounding of t and of the division.
-        at_data = s < 1e-3 * substep
-        return jnp.where(at_data, 0.0, s), jnp.where(at_data, 0.0, schedule.angle(s))
-
-    whole, z_s, s, phi = None, z, t, schedule.angle(t)
-    for j in range(1, teacher_steps + 1):
-        s_next, phi_next = ends_at(j)
-        arc = Arc(denoise(z_s, schedule(s)).v, phi - phi_next)
-        whole = arc if whole is None else join(z, whole, arc)
-        z_s, s, phi = travel(z, whole), s_next, phi_next
-    return whole
+    step = 1.0 / (teacher_steps * jnp.asarray(num_steps, z.dtype))
+    times = grid_below(t, step, teacher_steps)
+    return chain(z, times, [ddim(denoise, schedule)] * teacher_steps)
 
 
 def target(

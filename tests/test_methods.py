@@ -22,7 +22,7 @@ from pd_jax.training.step import Measure, Step
 
 RNG = np.random.default_rng(0)
 SHAPE = (4, 4, 1)
-STAGE = Stage("student_4", 1, 4, 20, 1e-3)
+STAGE = Stage("student_4", 1, 4, 20, 1e-3, {"fake_learning_rate": 1e-3})
 
 
 def batch(size, substeps=1, seed=0):
@@ -30,13 +30,14 @@ def batch(size, substeps=1, seed=0):
     return {
         "image": rng.uniform(-1, 1, (size * substeps, *SHAPE)).astype(np.float32),
         "label": rng.integers(0, 3, size * substeps).astype(np.int32),
+        "place": np.arange(size * substeps, dtype=np.int32),
     }
 
 
 def method_of(name, cosine, optimizer=None, exact=None, **kw):
     net = models.get("mlp", width=16, emb_ch=16, num_blocks=1, num_classes=3)
     model = Model(net, "v")
-    parts = Parts("ladder", model, cosine, optimizer or Optimizer(), exact)
+    parts = Parts("ladder", model, cosine, optimizer or Optimizer(), SHAPE, exact)
     return methods.get(name).Method(parts, **kw)
 
 
@@ -97,7 +98,7 @@ def test_device_counts_agree(name, cosine):
     for a, b in zip(
         *(jax.tree.leaves(jax.device_get(s.model.params)) for s in (one, four))
     ):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, atol=5e-5)
     moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), one.model.params, weights)
     assert max(jax.tree.leaves(moved)) > 1e-3
 
@@ -116,7 +117,9 @@ def test_microbatches_and_substeps_change_nothing(name, cosine):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", methods.known())
+@pytest.mark.parametrize(
+    "name", [name for name in methods.known() if methods.get(name).Method.data == "images"]
+)
 def test_an_update_that_is_not_finite_is_left_out_on_all_devices(name, cosine):
     method = method_of(name, cosine, Optimizer(ema=0.9))
     step = Step(method.update, jax.devices())
@@ -261,7 +264,7 @@ def test_distilling_a_gaussian_finds_the_closed_form(cosine):
 
     teacher = analytic.gaussian(0.2, 0.4)
     model = Model(models.get("mlp", width=64, num_blocks=2), "v")
-    parts = Parts("ladder", model, cosine, Optimizer(decay="cosine"), teacher)
+    parts = Parts("ladder", model, cosine, Optimizer(decay="cosine"), (1,), teacher)
     method = methods.get("progressive").Method(parts, factor=8, weighting="snr_plus_1")
     step = Step(method.update, jax.devices()[:1])
     stage = Stage("student_1", 0, 1, 400, 3e-3)

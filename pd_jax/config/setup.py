@@ -118,6 +118,7 @@ def parts(
     name: str,
     model: Model,
     schedule: Schedule,
+    shape: tuple[int, ...],
     exact: Denoiser | None = None,
 ) -> Parts:
     """What the method of section `name` is built of.
@@ -125,6 +126,7 @@ def parts(
     Args:
       config, name: the config and the section.
       model, schedule: what is trained, on which noise levels.
+      shape: of one example.
       exact: the denoiser that teaches first, in place of weights.
     """
     section = config[name]
@@ -133,7 +135,7 @@ def parts(
     model = dataclasses.replace(
         model, network=model.network.clone(dropout=section.dropout)
     )
-    return Parts(name, model, schedule, optimizer, exact)
+    return Parts(name, model, schedule, optimizer, shape, exact)
 
 
 @contextlib.contextmanager
@@ -249,9 +251,13 @@ def _assemble(
     options = config.schedule.to_dict()
     schedule = schedules.get(options.pop("name"), **options)
 
-    exact = dataset.denoise if config.teacher.exact else None
     names = configs.planned_names(config)
-    built = {name: parts(config, name, model, schedule, exact) for name in names}
+    built = {}
+    for name in names:
+        taught_by = config[name].taught_by or ("" if built else "teacher")
+        exact = taught_by == "teacher" and config.teacher.exact
+        denoise = dataset.denoise if exact else None
+        built[name] = parts(config, name, model, schedule, dataset.shape, denoise)
     plan = configs.planned(config, steps, built)
     trainings = [
         _training(config, name, method, stages, dataset, devices)

@@ -11,6 +11,12 @@ def _draw(keys, purpose, draw):
     return jax.vmap(lambda key: draw(jax.random.fold_in(key, purpose)))(keys)
 
 
+def fold(keys: jax.Array, number: int) -> jax.Array:
+    """Other keys [B], for further draws of an update; numbers from 0."""
+    number += DROPOUT + 1  # below it are the purposes of this module
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
 def uniform_times(keys: jax.Array) -> jax.Array:
     """t ~ Uniform[0, 1), [B]."""
     return _draw(keys, TIME, jax.random.uniform)

@@ -248,7 +248,8 @@ def of_stage(
         facts = kept.facts()
         described = _made(_described, facts, config, built and built.model)
         model = described["model"]
-        parts = setup.parts(config, training, model, described["schedule"])
+        given = model, described["schedule"], described["shape"]
+        parts = setup.parts(config, training, *given)
         method = configs.planned(config, 0, {training: parts})[training][0]
         weights = built.shapes if built else _shapes(model, described["shape"])
         here = SingleDeviceSharding(jax.local_devices()[0])

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from pd_jax.arcs import Denoiser
 from pd_jax.models import Model
@@ -40,6 +41,7 @@ class Parts:
     Attributes:
       name: the training's, which is its config section.
       model, schedule, optimizer: what is trained, on which noise levels, and how.
+      shape: of one example.
       exact: a denoiser that teaches the first stage (index 0) in place of weights.
       asked_steps: sampling steps that the next training asks of this one's model; 0
         for any.
@@ -49,6 +51,7 @@ class Parts:
     model: Model | None = None
     schedule: Schedule | None = None
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    shape: tuple[int, ...] = ()
     exact: Denoiser | None = None
     asked_steps: int = 0
 
@@ -56,6 +59,19 @@ class Parts:
     def student(self) -> str:
         """How the names of the training's stages begin."""
         return "student" if self.name == "ladder" else self.name
+
+    def frozen_teacher(self, handed_over: dict[str, Any]) -> dict[str, Any]:
+        """The frozen weights of a state that only `teacher` asks for.
+
+        What teaches is constant, so it is cast to the network's type once.
+        """
+        if self.exact is not None:
+            return {}
+        return {TEACHER: jax.tree.map(jnp.copy, self.model.cast(handed_over[TEACHER]))}
+
+    def teacher(self, state: TrainState, label: jax.Array | None) -> Denoiser:
+        """What teaches a training of one stage: exact, or a network with its labels."""
+        return self.exact or self.model.denoiser(state.frozen[TEACHER], label)
 
 
 class Method(Protocol):
