@@ -40,7 +40,7 @@ CHOICES = {
     "teacher.decay": optimizer.DECAYS,
     "ladder.decay": optimizer.DECAYS,
     "ladder.on_regression": configs.REGRESSIONS,
-    "eval.sampler": samplers.METHODS,
+    "eval.sampler": samplers.known(),
     "model.logsnr_input_type": _embedding.LOGSNR_INPUTS,
     "model.attention": _attention.KINDS,
 }

@@ -282,7 +282,7 @@ def _evaluations(setup: Setup) -> int:
     asked = [row for row in rows(setup) if row.model == "student" or not exact]
     total = ev.num_samples * sum(row.num_steps for row in asked)
     total += 0 if exact else ev.paired_samples * ev.reference_steps
-    return total * (2 if samplers.parse(ev.sampler)[0] == "heun" else 1)
+    return total * samplers.get(ev.sampler).evaluations
 
 
 def _folder(setup: Setup, costs: list[Cost]) -> tuple[int, int]:

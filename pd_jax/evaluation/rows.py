@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from pd_jax import samplers
 from pd_jax.config.setup import Setup
 
 
@@ -39,6 +40,7 @@ def check_entry(entry: dict) -> dict:
     for key, kind in kinds.items():
         if not isinstance(entry.get(key), kind):
             raise ValueError(f"{key} is {entry.get(key)!r}")
+    samplers.get(entry["sampler"])
     if not all(isinstance(v, int | float) for v in entry["metrics"].values()):
         raise ValueError("a metric is not a number")
     return entry

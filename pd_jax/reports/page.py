@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from etils import epath
 
-from pd_jax import __version__
+from pd_jax import __version__, samplers
 from pd_jax import config as configs
 from pd_jax.reports import figures
 from pd_jax.reports.figures import STUDENT, TEACHER, Curve
@@ -43,6 +43,7 @@ def environment() -> jinja2.Environment:
     )
     env.filters |= {"figure": figure_text, "seconds": seconds_text, "plain": plain}
     env.globals |= {"label": lambda metric: LABELS.get(metric, metric)}
+    env.globals |= {"sampler": lambda method: samplers.get(method).label}
     return env
 
 

@@ -9,6 +9,7 @@ from etils import epath
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pd_jax import samplers
 from pd_jax.config.setup import Setup
 from pd_jax.evaluation.evaluation import Evaluation
 from pd_jax.evaluation.rows import Row
@@ -70,8 +71,8 @@ def _png(figure: Figure) -> bytes:
 
 def plot_quality(rows: list[dict]) -> bytes:
     """Every metric against sampling steps, teacher and students, log axes; a PNG."""
-    metrics, sampler = list(rows[0]["metrics"]), rows[0]["sampler"]
-    sampler = {"ddim": "DDIM", "heun": "Heun"}.get(sampler, sampler)
+    metrics = list(rows[0]["metrics"])
+    sampler = samplers.get(rows[0]["sampler"]).label
     columns = min(3, len(metrics))
     lines = -(-len(metrics) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.8 * lines), layout="constrained")
