@@ -27,7 +27,10 @@ from pd_jax.students import bundle
 from pd_jax.students.student import Student
 from pd_jax.training.stage import Stage
 
-KEPT = ("num_steps", "shape", "clip", "sampler", "labels", "metrics", "facts")
+KEPT = (
+    *("num_steps", "step_counts", "shape", "clip", "sampler", "labels"),
+    *("metrics", "facts"),
+)
 
 
 def load(
@@ -64,7 +67,10 @@ def load(
         if teacher or num_steps in (None, found.num_steps):
             return found
         steps = found.steps(num_steps, force)
-        return dataclasses.replace(found, num_steps=steps, metrics={})
+        counts = found.step_counts if steps in found.step_counts else ()
+        return dataclasses.replace(
+            found, num_steps=steps, step_counts=counts, metrics={}
+        )
     except Refused:
         raise
     except ValueError as error:

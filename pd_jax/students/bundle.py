@@ -43,6 +43,7 @@ KINDS = {
     "facts": dict,
     "digests": dict,
 }
+OPTIONAL = {"step_counts": []}  # lacking in older files, with what they then mean
 
 
 def flatten(params: Any) -> dict[str, Any]:
@@ -200,6 +201,7 @@ def _content(metadata: dict[str, str] | None) -> dict:
             f"its format is {str(found['format'])[:20]}, and this version of pd_jax "
             f"reads {FORMAT}"
         )
+    found = OPTIONAL | found
     for key, kind in KINDS.items():
         if key not in found or not isinstance(found[key], kind):
             raise ValueError(f"{key} is {str(found.get(key))[:100]}")
@@ -207,6 +209,11 @@ def _content(metadata: dict[str, str] | None) -> dict:
         raise ValueError("it has no checksums")
     if not 1 <= found["num_steps"] <= MOST_STEPS:
         raise ValueError(f"num_steps is {found['num_steps']}")
+    counts = found["step_counts"]
+    if not isinstance(counts, list) or not all(
+        type(n) is int and 1 <= n <= MOST_STEPS for n in counts
+    ):
+        raise ValueError(f"step_counts is {str(counts)[:100]}")
     _check_shape(found["shape"])
     labels = found["labels"]
     if isinstance(labels, list) and not all(isinstance(name, str) for name in labels):
