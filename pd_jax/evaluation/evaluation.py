@@ -1,5 +1,6 @@
 """Measuring: every model samples from one noise set, and the samples are compared."""
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -14,18 +15,39 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pd_jax import samplers
+from pd_jax.arcs import Denoiser
 from pd_jax.config.setup import Setup
 from pd_jax.evaluation.rows import Row, check_entry
 from pd_jax.metrics import inception, load_statistics, rmse
 from pd_jax.metrics.summary import KEPT, SIDE, Reference, Summary
 from pd_jax.runtime import compilation, processes
 from pd_jax.runtime.errors import Refused
-from pd_jax.samplers import noise, sample, step_keys
 from pd_jax.storage import files
 from pd_jax.storage.writers import write_whole
+from pd_jax.students import Student
 
 EXACT_STEPS = 4096  # of Heun's method: the exact flow to 1e-5 on the ring
 GRID = 64  # samples of a grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """The exact denoiser of a data set, as a student's model; it has no weights.
+
+    Attributes:
+      denoise: the denoiser.
+    """
+
+    denoise: Denoiser
+
+    def cast(self, params: None) -> None:
+        """Nothing."""
+        return params
+
+    def denoiser(self, params: None, label: jax.Array | None = None) -> Denoiser:
+        """The denoiser, whatever the label."""
+        return self.denoise
 
 
 class Evaluation:
@@ -41,11 +63,7 @@ class Evaluation:
         batch = min(setup.config.run.eval_batch, self._config.num_samples)
         self._batch = -(-batch // mesh.size) * mesh.size
         self._labels = self._draw_labels()
-        self._sampler = jax.jit(
-            self._sample,
-            static_argnames=("exact", "method"),
-            out_shardings=self._same,
-        )
+        self._key = jax.random.key(self._config.seed)
         self.reference_steps = setup.teacher_steps or self._config.reference_steps
         self._have = set(processes.agree(self._find))
 
@@ -73,25 +91,27 @@ class Evaluation:
             found.append(path.name)
         return found
 
-    def _noise(self, place: jax.Array) -> jax.Array:
-        """Noise [B, ...] of places [B]: a function of seed and place."""
-        key = jax.random.key(self._config.seed)
-        return noise(key, place, self._setup.dataset.shape)
-
     def noise(self, num: int) -> np.ndarray:
         """The noise that the first `num` samples start from."""
-        return np.asarray(jax.jit(self._noise)(jnp.arange(num, dtype=jnp.uint32)))
+        draw = jax.jit(samplers.noise, static_argnums=2)
+        place = jnp.arange(num, dtype=jnp.uint32)
+        return np.asarray(draw(self._key, place, self._setup.dataset.shape))
 
-    def _sample(self, params, place, label, num_steps, *, exact, method):
-        if exact:
-            denoise = self._setup.dataset.denoise
-        else:
+    def _student(self, params: dict | None) -> Student:
+        """A model to sample from: of weights, or the exact denoiser's if None."""
+        model = Exact(self._setup.dataset.denoise)
+        if params is not None:
             model = self._setup.model
-            denoise = model.denoiser(model.cast(params), label)
-        keys = step_keys(jax.random.key(self._config.seed), place)
-        z = jax.lax.with_sharding_constraint(self._noise(place), self._split)
-        clip = self._config.clip
-        return sample(denoise, z, num_steps, self._setup.schedule, method, clip, keys)
+        return Student(
+            model,
+            params,
+            0,
+            self._setup.schedule,
+            self._setup.dataset.shape,
+            self._config.clip,
+            self._config.sampler,
+            getattr(self._setup.model.network, "num_classes", 0),
+        )
 
     def samples(
         self,
@@ -108,38 +128,21 @@ class Evaluation:
           num: how many.
           method: the sampler; the config's where None.
         """
+        student = self._student(params)
         for first in range(0, num, self._batch):
             place = np.arange(first, first + self._batch, dtype=np.uint32)
             label = None
-            if self._labels is not None:  # the last batch is filled up
+            if self._labels is not None:  # the last batch is padded
                 label = self._labels[np.minimum(place, num - 1)]
-            place, label = jax.device_put((place, label), self._split)
             with compilation.tracing():  # of the first call
-                x = self._sampler(
-                    params,
-                    place,
-                    label,
-                    jnp.int32(num_steps),
-                    exact=params is None,
-                    method=method or self._config.sampler,
+                x = student.draw(
+                    self._key, place, label, num_steps, self._split, method
                 )
             yield np.asarray(x)[: num - first]
 
     def trace(self) -> jax.stages.Traced:
         """The sampler of a batch, traced on shapes, to be lowered for any platform."""
-        place = jax.ShapeDtypeStruct((self._batch,), jnp.uint32)
-        label = self._labels
-        if label is not None:
-            label = jax.ShapeDtypeStruct((self._batch,), jnp.int32)
-        steps = jax.ShapeDtypeStruct((), jnp.int32)
-        return self._sampler.trace(
-            self._setup.shapes,
-            place,
-            label,
-            steps,
-            exact=False,
-            method=self._config.sampler,
-        )
+        return self._student(self._setup.shapes).trace(self._batch, self._split)
 
     def _path(self, name: str) -> epath.Path:
         return self._directory / name
