@@ -251,5 +251,6 @@ def test_what_a_student_is_held_against():
     config = tiny(**{"ladder.start": 16, "eval.teacher_steps": (64, 12, 1)})
     config.eval.max_steps = 4
     setup = build(config)
-    assert regressions.taught_by(Row("student", 4), setup) == Row("teacher", 12)
-    assert regressions.taught_by(Row("student", 2), setup) == Row("student", 4)
+    four, two = (Row("student", n, f"student_{n}", "ddim") for n in (4, 2))
+    assert regressions.taught_by(four, setup) == Row("teacher", 12, "teacher", "ddim")
+    assert regressions.taught_by(two, setup) == four

@@ -27,7 +27,8 @@ from pd_jax.storage import files
 from pd_jax.storage.writers import write_whole
 from pd_jax.students import Student
 
-EXACT_STEPS = 4096  # of Heun's method: the exact flow to 1e-5 on the ring
+# The exact flow to 1e-5 on the ring.
+EXACT_SAMPLER, EXACT_STEPS = "heun", 4096
 GRID = 64  # samples of a grid
 
 
@@ -163,15 +164,20 @@ class Evaluation:
 
     def work(self, row: Row) -> int:
         """A row's forward passes of one example."""
-        return row.num_steps * self._config.num_samples
+        return self._passes(row.num_steps, row.sampler) * self._config.num_samples
+
+    def _passes(self, num_steps: int, sampler: str) -> int:
+        """Forward passes of one sample."""
+        return num_steps * samplers.get(sampler).evaluations
 
     @property
     def reference_work(self) -> dict[str, int]:
         """Forward passes of one example for each kind of reference samples."""
         num = self._config.paired_samples
-        work = {"reference_teacher": num * self.reference_steps}
+        each = self._passes(self.reference_steps, self._config.sampler)
+        work = {"reference_teacher": num * each}
         if self._setup.dataset.denoise is not None:
-            work["reference_exact"] = num * 2 * EXACT_STEPS
+            work["reference_exact"] = num * self._passes(EXACT_STEPS, EXACT_SAMPLER)
         return work
 
     @property
@@ -246,13 +252,17 @@ class Evaluation:
         batches = self.samples(teacher, steps, num)
         self._references = {
             "rmse_to_teacher": self._paired(
-                "reference_teacher", batches, steps, advance
+                "reference_teacher",
+                batches,
+                self._passes(steps, self._config.sampler),
+                advance,
             )
         }
         if self._setup.dataset.denoise is not None:
-            batches = self.samples(None, EXACT_STEPS, num, "heun")
+            batches = self.samples(None, EXACT_STEPS, num, EXACT_SAMPLER)
+            each = self._passes(EXACT_STEPS, EXACT_SAMPLER)
             self._references["rmse_to_exact"] = self._paired(
-                "reference_exact", batches, 2 * EXACT_STEPS, advance
+                "reference_exact", batches, each, advance
             )
 
     def measure(
@@ -271,22 +281,21 @@ class Evaluation:
         params = jax.device_put(params, self._same)
         keep = max(self._config.paired_samples, GRID)
         summary, first = Summary(self._features), []
-        for x in self.samples(params, row.num_steps, self._config.num_samples):
+        num, each = self._config.num_samples, self._passes(row.num_steps, row.sampler)
+        for x in self.samples(params, row.num_steps, num, row.sampler):
             if not np.all(np.isfinite(x)):
                 raise Refused(
                     f"{row.name}: its samples are not finite, so it cannot be measured"
                 )
             first.append(x[: max(0, keep - summary.num)])
             summary.add(x)
-            advance(len(x) * row.num_steps, text)
+            advance(len(x) * each, text)
         x = np.concatenate(first)
         metrics = summary.compare(self._data)
         for name, reference in self._references.items():
             metrics[name] = rmse(x[: len(reference)], reference)
         entry = {
-            "model": row.model,
-            "sampler": self._config.sampler,
-            "num_steps": row.num_steps,
+            **row._asdict(),
             "metrics": metrics,
             "seconds": seconds + time.monotonic() - began,
         }

@@ -38,16 +38,14 @@ def taught_by(student: Row, setup: Setup) -> Row:
     """The row that a student is held against.
 
     Returns:
-      The measured student before it; for the first one the teacher, with the step count
+      The measured student before it, for the first one the teacher, with the step count
       that is nearest to what it taught with.
     """
     known = rows(setup)
-    before = known[known.index(student) - 1]
-    if before.model == "student":
-        return before
+    before = next(i for i, row in enumerate(known) if row.stage == student.stage) - 1
     steps = student.num_steps * setup.config.ladder.factor
-    teacher = [row for row in known if row.model == "teacher"]
-    return min(teacher, key=lambda row: abs(math.log(row.num_steps / steps)))
+    taught = [row for row in known if row.stage == known[before].stage]
+    return min(taught, key=lambda row: abs(math.log(row.num_steps / steps)))
 
 
 def regression(student: Row, setup: Setup, evaluation: Evaluation) -> str:

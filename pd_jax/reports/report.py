@@ -12,7 +12,7 @@ from PIL import Image
 from pd_jax import samplers
 from pd_jax.config.setup import Setup
 from pd_jax.evaluation.evaluation import Evaluation
-from pd_jax.evaluation.rows import Row
+from pd_jax.evaluation.rows import Row, row_of
 from pd_jax.storage.writers import write_whole
 
 # Two colours that stay apart in print and to colour-blind eyes.
@@ -192,9 +192,7 @@ def _write(
 ) -> None:
     rows = report["rows"]
     files = {"quality.png": plot_quality(rows)}
-    files |= pictures(
-        evaluation, setup, [Row(r["model"], r["num_steps"]) for r in rows]
-    )
+    files |= pictures(evaluation, setup, [row_of(entry) for entry in rows])
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in report["seconds"].items())
     early = ", ".join(
         f"{stage} after {updates['done']} of {updates['planned']} updates"

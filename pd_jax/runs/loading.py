@@ -18,7 +18,7 @@ from pd_jax import __version__, models, schedules
 from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config import setup
-from pd_jax.evaluation.rows import Row, check_entry
+from pd_jax.evaluation.rows import Row, check_entry, student_rows
 from pd_jax.models import Model
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
@@ -260,12 +260,13 @@ def of_stage(
         like = jax.eval_shape(lambda weights: method.start(weights, stage), weights)
         here = SingleDeviceSharding(jax.local_devices()[0])
         params = jax.device_get(kept.weights(method, _on(here, like)))
+    (row,) = student_rows([stage], config.eval.sampler)
     return Student(
         **described,
         params=params,
         num_steps=stage.num_steps,
-        sampler=config.eval.sampler,
-        metrics=_metrics(workdir, Row("student", stage.num_steps)),
+        sampler=row.sampler,
+        metrics=_metrics(workdir, row) if section == "ladder" else {},
         facts={
             "stage": stage.name,
             "data": facts["data"],

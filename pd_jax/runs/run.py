@@ -17,7 +17,7 @@ from pd_jax.checkpoint import Damaged
 from pd_jax.config.setup import Setup, build
 from pd_jax.evaluation import preflight, regressions
 from pd_jax.evaluation.evaluation import GRID, Evaluation
-from pd_jax.evaluation.rows import Row, rows
+from pd_jax.evaluation.rows import Row, rows, student_rows
 from pd_jax.runs import loading
 from pd_jax.runs import workdir as workdirs
 from pd_jax.runs.stages import Stages
@@ -126,7 +126,7 @@ class _Run:
         self.stages = Stages(setup, workdir)
         self.evaluation = Evaluation(setup, workdir)
         self.accounted = 0.0  # seconds of this process that a stage or row has counted
-        self.students = {s.num_steps: s for s in setup.trainings[-1].stages}
+        self.students = {s.name: s for s in setup.trainings[-1].stages}
 
     def all(self) -> dict:
         """Everything, in order; returns the report."""
@@ -188,7 +188,8 @@ class _Run:
         if self.begun.intersection(later):
             return True
         if stage in self.setup.trainings[-1].stages:
-            return self.evaluation.done(Row("student", stage.num_steps))
+            students = student_rows([stage], self.setup.config.eval.sampler)
+            return any(map(self.evaluation.done, students))
         return self.evaluation.begun
 
     def _restore(self, training, stage, kept) -> tuple[Any, dict] | None:
@@ -277,17 +278,24 @@ class _Run:
             )
             self.progress.say(f"{stage.name}: stopped {kept_at}")
         self.interrupt.check()
-        if stage.num_steps in self.students and self.callbacks.hear("on_student"):
+        if stage.name in self.students and self.callbacks.hear("on_student"):
             given = self.workdir, self.setup.config, stage, training.name, self.setup
             self.callbacks.on_student(loading.of_stage(*given))
 
     def _end_where_worse(self, training: Training, stage: Stage) -> None:
         """Ends the ladder at a student that is worse than its teacher, if asked to."""
-        row, setup = Row("student", stage.num_steps), self.setup
-        if setup.config.ladder.on_regression != "stop" or row not in rows(setup):
+        setup, last = self.setup, self.setup.trainings[-1]
+        if setup.config.ladder.on_regression != "stop" or training is not last:
             return
-        self._evaluate([regressions.taught_by(row, setup), row])
-        if processes.agree(lambda: regressions.regression(row, setup, self.evaluation)):
+        students = [row for row in rows(setup) if row.stage == stage.name]
+        for row in students:
+            self._evaluate([regressions.taught_by(row, setup), row])
+
+        def worse() -> bool:
+            texts = [regressions.regression(r, setup, self.evaluation) for r in students]
+            return any(texts)
+
+        if processes.agree(worse):
             del training.stages[training.stages.index(stage) + 1 :]
             self.progress.warn(f"{stage.name} is worse than its teacher: the last one")
 
@@ -310,7 +318,7 @@ class _Run:
         for row in missing:
             params = teacher
             if row.model == "student":
-                params = self.stages.weights(ladder, self.students[row.num_steps])
+                params = self.stages.weights(ladder, self.students[row.stage])
             evaluation.measure(row, params, time.monotonic() - began, advance)
             if processes.is_first():
                 shown = evaluation.kept(row.name)[:GRID]
