@@ -15,12 +15,11 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pd_jax import samplers
+from pd_jax import metrics, samplers
 from pd_jax.arcs import Denoiser
 from pd_jax.config.setup import Setup
-from pd_jax.evaluation.rows import Row, check_entry
-from pd_jax.metrics import inception, load_statistics, rmse
-from pd_jax.metrics.summary import KEPT, SIDE, Reference, Summary
+from pd_jax.evaluation.rows import Row, check_entry, rows
+from pd_jax.metrics import Reference, Summary, inception, load_statistics
 from pd_jax.runtime import compilation, processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
@@ -64,6 +63,16 @@ class Evaluation:
         batch = min(setup.config.run.eval_batch, self._config.num_samples)
         self._batch = -(-batch // mesh.size) * mesh.size
         self._labels = self._draw_labels()
+        offered = {
+            "images": len(setup.dataset.shape) == 3,
+            "features": self._config.inception,
+            "reference_teacher": True,
+            "reference_exact": setup.dataset.denoise is not None,
+        }
+        self._lacking = {name for name, offer in offered.items() if not offer}
+        self._metrics = [
+            m for m in metrics.every() if not self._lacking.intersection(m.needs)
+        ]
         self._key = jax.random.key(self._config.seed)
         self.reference_steps = setup.teacher_steps or self._config.reference_steps
         self._have = set(processes.agree(self._find))
@@ -251,7 +260,7 @@ class Evaluation:
         self._data = self._reference(advance)
         batches = self.samples(teacher, steps, num)
         self._references = {
-            "rmse_to_teacher": self._paired(
+            "reference_teacher": self._paired(
                 "reference_teacher",
                 batches,
                 self._passes(steps, self._config.sampler),
@@ -261,7 +270,7 @@ class Evaluation:
         if self._setup.dataset.denoise is not None:
             batches = self.samples(None, EXACT_STEPS, num, EXACT_SAMPLER)
             each = self._passes(EXACT_STEPS, EXACT_SAMPLER)
-            self._references["rmse_to_exact"] = self._paired(
+            self._references["reference_exact"] = self._paired(
                 "reference_exact", batches, each, advance
             )
 
@@ -291,12 +300,10 @@ class Evaluation:
             summary.add(x)
             advance(len(x) * each, text)
         x = np.concatenate(first)
-        metrics = summary.compare(self._data)
-        for name, reference in self._references.items():
-            metrics[name] = rmse(x[: len(reference)], reference)
+        both = metrics.Comparison(summary, self._data, x, self._references)
         entry = {
             **row._asdict(),
-            "metrics": metrics,
+            "metrics": {metric.name: metric.compute(both) for metric in self._metrics},
             "seconds": seconds + time.monotonic() - began,
         }
         self._keep(f"{row.name}.npy", x)
@@ -305,50 +312,43 @@ class Evaluation:
     def protocol(self) -> dict[str, str]:
         """How each figure was made, in words."""
         ev, data = self._config, self._setup.dataset
-        num = min(ev.num_reference or len(data.reference), len(data.reference))
-        kind = "training" if data.reference is data else "held-back"
+        network = ""
+        if ev.inception:
+            path = pathlib.Path(ev.inception)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            network = (
+                f"Inception features (weights {path.name}, sha256 {digest[:12]}, "
+                "TensorFlow-1 bilinear resizing to 299)"
+            )
+        procedure = metrics.Procedure(
+            num_samples=ev.num_samples,
+            num_paired=ev.paired_samples,
+            num_examples=min(
+                ev.num_reference or len(data.reference), len(data.reference)
+            ),
+            kind="training" if data.reference is data else "held-back",
+            data=self._setup.config.data.name,
+            shape=data.shape,
+            reference_steps=self.reference_steps,
+            network=network,
+            statistics=ev.statistics,
+        )
+        names = ", ".join(dict.fromkeys(row.sampler for row in rows(self._setup)))
         clip = "clipped to [-1, 1]" if ev.clip else "not clipped"
-        paired = f"root mean squared difference of {ev.paired_samples} samples to "
-        small = len(data.shape) == 3 and max(data.shape[:2]) > SIDE
-        averaged = f", averaged down to at most {SIDE} pixels a side" * small
         words = {
             "samples": f"{ev.num_samples} a row from one noise set (seed {ev.seed}), "
-            f"sampler {ev.sampler}, predictions {clip}",
-            "frechet_pixels": f"Frechet distance of {ev.num_samples} samples to "
-            f"{num} {kind} examples, on their raw values{averaged}",
-            "rmse_to_teacher": f"{paired}the teacher's own of {self.reference_steps} "
-            "steps from the same noise",
-            "rmse_to_exact": f"{paired}where the exact probability flow takes the "
-            "same noise",
+            f"sampler {names}, predictions {clip}"
         }
-        if not ev.inception:
-            if len(data.shape) == 3:
-                words["fid"] = (
+        for metric in metrics.every():
+            if metric in self._metrics:
+                words[metric.name] = metric.sentence(procedure)
+            elif metric.main and self._lacking.intersection(metric.needs) == {
+                "features"
+            }:
+                words[metric.name] = (
                     "not measured: no Inception weights given (eval.inception)"
                 )
-            return words
-        digest = hashlib.sha256(pathlib.Path(ev.inception).read_bytes()).hexdigest()
-        network = (
-            f"Inception features (weights {pathlib.Path(ev.inception).name}, sha256 "
-            f"{digest[:12]}, TensorFlow-1 bilinear resizing to 299)"
-        )
-        against = (
-            f"statistics {ev.statistics}"
-            if ev.statistics
-            else (f"{num} {kind} examples of data {self._setup.config.data.name}")
-        )
-        kept = (
-            f"{min(ev.num_samples, KEPT)} samples and {min(num, KEPT)} {kind} examples"
-        )
-        return words | {
-            "fid": f"{network}: Frechet distance of {ev.num_samples} samples to "
-            + against,
-            "inception_score": f"{network}: of {ev.num_samples} samples, one split, "
-            "logits without bias",
-            "kid": f"{network}: cubic kernel distance of {kept}",
-            "precision": f"{network}: 3 nearest neighbours, {kept}",
-            "recall": "as precision",
-        }
+        return words
 
     def entry(self, row: Row) -> dict:
         """A finished row's entry; empty where there is none that can be read."""
