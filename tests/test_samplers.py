@@ -157,16 +157,13 @@ def test_names_are_parsed():
 JUMP = """
 import dataclasses
 import jax
+from pd_jax import samplers
 from pd_jax.diffusion import diffuse
 
 @dataclasses.dataclass(frozen=True)
-class Sampler:
+class Sampler(samplers.Sampler):
     label = "jump to the data and back"
-    evaluations = 1
     draws = True
-
-    def start(self, level, z):
-        return ()
 
     def step(self, level, following, z, x, v, view, keys, memory):
         eps = jax.vmap(lambda key: jax.random.normal(key, z.shape[1:], z.dtype))(keys)

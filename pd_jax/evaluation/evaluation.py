@@ -86,7 +86,7 @@ class Evaluation:
 
     def _find(self) -> list[str]:
         """Files that are there and whole; others are made again."""
-        found = []
+        names = []
         paths = self._directory.iterdir() if self._directory.exists() else ()
         for path in sorted(paths):
             try:
@@ -98,8 +98,8 @@ class Evaluation:
                     Reference.from_bytes(path.read_bytes())
             except (OSError, ValueError):
                 continue
-            found.append(path.name)
-        return found
+            names.append(path.name)
+        return names
 
     def noise(self, num: int) -> np.ndarray:
         """The noise that the first `num` samples start from."""
@@ -211,10 +211,10 @@ class Evaluation:
         def features(images: np.ndarray) -> dict[str, np.ndarray]:
             num = len(images)
             rows = np.minimum(np.arange(self._batch), num - 1)  # filled up
-            found = network(params, jax.device_put(images[rows], self._split))
+            outputs = network(params, jax.device_put(images[rows], self._split))
             # Published scores are of logits without the last layer's bias.
-            found["logits"] = np.asarray(found["logits"]) - bias
-            return {name: np.asarray(a)[:num] for name, a in found.items()}
+            outputs["logits"] = np.asarray(outputs["logits"]) - bias
+            return {name: np.asarray(a)[:num] for name, a in outputs.items()}
 
         return features
 

@@ -22,16 +22,16 @@ def warnings(
       evaluation: with all rows measured.
       facts: what each training's stages keep beside their weights, by training.
     """
-    found = [
-        f"{stage.name}: {kept['skipped']} of {kept['end']} updates skipped, with a "
-        "loss or gradient that is not finite (skipped_at in metrics.jsonl)"
+    texts = [
+        f"{stage.name}: {metadata['skipped']} of {metadata['end']} updates skipped, "
+        "with a loss or gradient that is not finite (skipped_at in metrics.jsonl)"
         for training in setup.trainings
-        for stage, kept in zip(training.stages, facts[training.name])
-        if kept.get("skipped")
+        for stage, metadata in zip(training.stages, facts[training.name])
+        if metadata.get("skipped")
     ]
     students = [row for row in rows(setup) if row.model == "student"]
-    found += [regression(row, setup, evaluation) for row in students]
-    return [text for text in found if text]
+    texts += [regression(row, setup, evaluation) for row in students]
+    return [text for text in texts if text]
 
 
 def taught_by(student: Row, setup: Setup) -> Row:
@@ -52,10 +52,10 @@ def regression(student: Row, setup: Setup, evaluation: Evaluation) -> str:
     """Says that a measured student is worse than its teacher; empty where it is not."""
     factor = setup.config.ladder.regression_factor
     teacher = taught_by(student, setup)
-    mine, its = (evaluation.entry(r)["metrics"][METRIC] for r in (student, teacher))
-    if mine <= factor * its:
+    value, bar = (evaluation.entry(r)["metrics"][METRIC] for r in (student, teacher))
+    if value <= factor * bar:
         return ""
     return (
-        f"{student.name}: {METRIC} is {mine:.3g}, more than "
-        f"ladder.regression_factor={factor:g} times the {its:.3g} of {teacher.name}"
+        f"{student.name}: {METRIC} is {value:.3g}, more than "
+        f"ladder.regression_factor={factor:g} times the {bar:.3g} of {teacher.name}"
     )

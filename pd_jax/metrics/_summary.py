@@ -39,10 +39,10 @@ class Summary:
     def add(self, x: np.ndarray) -> None:
         """Adds examples [B, ...]; images in [-1, 1]."""
         if x.ndim == 4 and self._features is not None:
-            found = self._features(to_uint8(x))
-            self._pool.add(found["pool"])
-            self._kept.append(found["pool"][: max(0, KEPT - self.num)])
-            self._logits.append(found["logits"])
+            features = self._features(to_uint8(x))
+            self._pool.add(features["pool"])
+            self._kept.append(features["pool"][: max(0, KEPT - self.num)])
+            self._logits.append(features["logits"])
         small = shrink(x, SIDE) if x.ndim == 4 else x
         self._pixels.add(small.reshape(len(x), -1))
         self.num += len(x)
@@ -108,11 +108,11 @@ class Reference:
     @classmethod
     def from_bytes(cls, content: bytes) -> "Reference":
         """Reads what `to_bytes` made; ValueError where it is damaged."""
-        found = files.parse_npz(content, "reference figures")
+        arrays = files.parse_npz(content, "reference figures")
         try:
-            pool = Moments(found["mu"], found["sigma"]) if "mu" in found else None
-            pixels = Moments(found["pixels_mu"], found["pixels_sigma"])
-            return cls(int(found["num"]), pixels, pool, found["kept"])
+            pool = Moments(arrays["mu"], arrays["sigma"]) if "mu" in arrays else None
+            pixels = Moments(arrays["pixels_mu"], arrays["pixels_sigma"])
+            return cls(int(arrays["num"]), pixels, pool, arrays["kept"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"reference figures lack {error}") from error
 

@@ -20,12 +20,17 @@ from pd_jax.storage.writers import write_whole
 COLOURS = {"teacher": "#b35806", "student": "#3a5fa8"}
 
 
+def metric_names(rows: list[dict]) -> list[str]:
+    """All metrics of the rows; those measured by an older version may have fewer."""
+    return list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+
+
 def table(rows: list[dict], everything: bool = True) -> str:
     """The rows as Markdown: steps down, metrics across, "teacher / student" in a cell.
 
     Not `everything`: the three main metrics, within the 80 columns of a terminal.
     """
-    names = list(rows[0]["metrics"])
+    names = metric_names(rows)
     if not everything:
         names = [name for name in metrics.main() if name in names][:3]
     found = {
@@ -60,7 +65,7 @@ def _png(figure: Figure) -> bytes:
 
 def plot_quality(rows: list[dict]) -> bytes:
     """Every metric against sampling steps, teacher and students, log axes; a PNG."""
-    names = list(rows[0]["metrics"])
+    names = metric_names(rows)
     sampler = samplers.get(rows[0]["sampler"]).label
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
@@ -73,8 +78,10 @@ def plot_quality(rows: list[dict]) -> bytes:
             points = sorted(
                 (r["num_steps"], r["metrics"][metric])
                 for r in rows
-                if r["model"] == model
+                if r["model"] == model and metric in r["metrics"]
             )
+            if not points:
+                continue
             label = {"teacher": f"teacher, {sampler}", "student": "distilled students"}
             style = dict(marker=marker, color=COLOURS[model], label=label[model])
             axes.plot(*zip(*points), **style)
@@ -200,7 +207,7 @@ def _write(
         *(
             f"- {name}: {words}"
             for name, words in protocol.items()
-            if name in ("samples", *rows[0]["metrics"])
+            if name in ("samples", *metric_names(rows))
             or words.startswith("not measured")
         ),
         "",

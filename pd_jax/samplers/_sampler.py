@@ -29,11 +29,12 @@ class Sampler(Protocol):
     """
 
     label: str
-    evaluations: int
-    draws: bool
+    evaluations: int = 1
+    draws: bool = False
 
     def start(self, level: Level, z: jax.Array) -> Any:
-        """The memory before the first step, a pytree; () if steps are independent."""
+        """The memory before the first step, a pytree; () for independent steps."""
+        return ()
 
     def step(
         self,

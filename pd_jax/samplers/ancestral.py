@@ -8,11 +8,12 @@ import dataclasses
 import jax
 
 from pd_jax.diffusion import posterior, variance_weight
+from pd_jax.samplers import _sampler
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampler:
-    """Ancestral sampling; see `pd_jax.samplers.Sampler`.
+class Sampler(_sampler.Sampler):
+    """Ancestral sampling.
 
     Attributes:
       variance: of `diffusion.posterior`.
@@ -20,7 +21,6 @@ class Sampler:
 
     variance: str = "large"
 
-    evaluations = 1
     draws = True
 
     def __post_init__(self):
@@ -30,10 +30,6 @@ class Sampler:
     def label(self) -> str:
         """With the variance."""
         return f"ancestral, {self.variance} variance"
-
-    def start(self, level, z):
-        """Steps are independent."""
-        return ()
 
     def step(self, level, following, z, x, v, view, keys, memory):
         """Draws from the posterior."""

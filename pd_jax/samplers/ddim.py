@@ -6,19 +6,14 @@ Source: Song et al. 2021 (2010.02502).
 import dataclasses
 
 from pd_jax.arcs import Arc, travel
+from pd_jax.samplers import _sampler
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampler:
-    """DDIM, first order; see `pd_jax.samplers.Sampler`."""
+class Sampler(_sampler.Sampler):
+    """DDIM, first order."""
 
     label = "DDIM"
-    evaluations = 1
-    draws = False
-
-    def start(self, level, z):
-        """Steps are independent."""
-        return ()
 
     def step(self, level, following, z, x, v, view, keys, memory):
         """Travels along the arc of v."""

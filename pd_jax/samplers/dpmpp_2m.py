@@ -9,15 +9,14 @@ import jax.numpy as jnp
 
 from pd_jax.arcs import Arc, travel
 from pd_jax.diffusion import alpha_sigma
+from pd_jax.samplers import _sampler
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampler:
-    """DPM-Solver++(2M), second order; see `pd_jax.samplers.Sampler`."""
+class Sampler(_sampler.Sampler):
+    """DPM-Solver++(2M), second order."""
 
     label = "DPM-Solver++(2M)"
-    evaluations = 1
-    draws = False
 
     def start(self, level, z):
         """x and logsnr of the step before; z stands in for an x that is not used."""

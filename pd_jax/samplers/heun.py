@@ -8,19 +8,15 @@ import dataclasses
 import jax.numpy as jnp
 
 from pd_jax.arcs import Arc, travel
+from pd_jax.samplers import _sampler
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampler:
-    """Heun's method, second order; see `pd_jax.samplers.Sampler`."""
+class Sampler(_sampler.Sampler):
+    """Heun's method, second order."""
 
     label = "Heun"
     evaluations = 2
-    draws = False
-
-    def start(self, level, z):
-        """Steps are independent."""
-        return ()
 
     def step(self, level, following, z, x, v, view, keys, memory):
         """Travels along the arc of the mean velocity."""

@@ -286,20 +286,21 @@ class Student:
         weights, of = bundle.flatten(self.params), jax.ShapeDtypeStruct
         weights = {bundle.PARAMS + name: array for name, array in weights.items()}
         names, structure = list(weights), jax.tree.structure(self.params)
-        given = [
+        arguments = [
             {name: of(array.shape, array.dtype) for name, array in weights.items()},
             *(of((2,), jnp.uint32), of((b,), jnp.uint32), of((b,), jnp.int32)),
         ]
-        given = given if self.num_classes > 1 else given[:3]
+        arguments = arguments if self.num_classes > 1 else arguments[:3]
         try:
             with _without_locations():
-                found = export.export(jax.jit(sampler), platforms=PLATFORMS)(*given)
+                export_of = export.export(jax.jit(sampler), platforms=PLATFORMS)
+                program = export_of(*arguments)
         except Exception as error:  # whatever a network does with its shapes
             raise ValueError(
                 "the network cannot be exported for batches of any size (with "
                 f"z.shape[0] in place of len(z) most can): {files.brief(error)}"
             ) from error
-        return bytes(found.serialize())
+        return bytes(program.serialize())
 
     def save(self, path: str | os.PathLike) -> tuple[int, str]:
         """Writes a bundle: one file that `pd_jax.load` reads, and jax alone runs.
