@@ -42,7 +42,7 @@ CHOICES = {
     "ladder.on_regression": methods.fields("progressive")["on_regression"].metadata[
         "choices"
     ],
-    "eval.sampler": samplers.METHODS,
+    "eval.sampler": samplers.known(),
     "model.logsnr_input_type": _embedding.LOGSNR_INPUTS,
     "model.attention": _attention.KINDS,
 }

@@ -242,7 +242,7 @@ def _stream(source: Any, config: ConfigDict, sized: bool) -> Stream:
             f"batches are {type(source).__name__}: give an iterator, another iterable "
             "or a function of the number of the first batch"
         )
-    updates = [stage.updates for _, stage in configs.stages(config)]
+    updates = [stage.updates for *_, stage in configs.stages(config)]
     num = config.eval.num_reference or NUM_REFERENCE
     stream = Stream(source, updates, num, config.eval.clip)
     if not sized:
@@ -270,9 +270,8 @@ def _students(
 ) -> dict[int, Student]:
     """The students of a run that is done, which may have ended early."""
     return {
-        stage.num_steps: loading.of_stage(
-            workdir, built.config, training.name, stage, built
-        )
+        n: loading.of_stage(workdir, built.config, training.name, stage, built, n)
         for training, stage in built.stages
+        for n in training.method.step_counts(stage)
         if stage.name in report["updates"]
     }

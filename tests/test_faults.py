@@ -18,7 +18,6 @@ from pd_jax.costs import memory
 from pd_jax.data import InMemory
 from pd_jax.evaluation import regressions
 from pd_jax.evaluation.rows import Row
-from pd_jax.metrics.summary import Summary
 from pd_jax.training.loop import Diverged, Loop
 from tests.test_train import tiny
 
@@ -224,8 +223,8 @@ def test_devices_out_of_memory_end_a_run_with_advice(tmp_path, monkeypatch):
 def worse(monkeypatch, *figures):
     """Rows get these Frechet distances in the order in which they are measured."""
     left = list(figures)
-    found = lambda self, reference: {"frechet_pixels": left.pop(0)}  # noqa: E731
-    monkeypatch.setattr(Summary, "compare", found)
+    distance = "pd_jax.metrics.frechet_pixels.frechet_distance"
+    monkeypatch.setattr(distance, lambda samples, data: left.pop(0))
 
 
 @pytest.mark.slow
@@ -251,5 +250,6 @@ def test_what_a_student_is_held_against():
     config = tiny(**{"ladder.start": 16, "eval.teacher_steps": (64, 12, 1)})
     config.eval.max_steps = 4
     setup = build(config)
-    assert regressions.taught_by(Row("student", 4), setup) == Row("teacher", 12)
-    assert regressions.taught_by(Row("student", 2), setup) == Row("student", 4)
+    four, two = (Row("student", n, f"student_{n}", "ddim") for n in (4, 2))
+    assert regressions.taught_by(four, setup) == Row("teacher", 12, "teacher", "ddim")
+    assert regressions.taught_by(two, setup) == four

@@ -16,6 +16,7 @@ FLOORS = [
     "arcs",
     "conventions",
     "analytic",
+    "scores",
     "metrics",
     "samplers",
     "data",

@@ -118,7 +118,8 @@ def test_microbatches_and_substeps_change_nothing(name, cosine):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in methods.known() if methods.get(name).Method.data == "images"]
+    "name",
+    [name for name in methods.known() if methods.get(name).Method.data == "images"],
 )
 def test_an_update_that_is_not_finite_is_left_out_on_all_devices(name, cosine):
     method = method_of(name, cosine, Optimizer(ema=0.9))

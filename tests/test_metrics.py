@@ -1,10 +1,13 @@
+import importlib
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
 import scipy.special
 
+from pd_jax import api, metrics
 from pd_jax.metrics import (
     Moments,
     RunningMoments,
@@ -12,12 +15,13 @@ from pd_jax.metrics import (
     inception_score,
     kernel_distance,
     load_statistics,
-    pairs,
     precision_recall,
     rmse,
     save_statistics,
     shrink,
 )
+from pd_jax.storage.pixels import to_uint8
+from tests.test_train import tiny
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +131,7 @@ def neighbours(real, generated, k):
 
 @pytest.mark.parametrize("tile", [7, 1024])
 def test_pairs_by_tiles_are_the_loops(monkeypatch, tile):
-    monkeypatch.setattr(pairs, "TILE", tile)
+    monkeypatch.setattr("pd_jax.metrics._pairs.TILE", tile)
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((40, 3)), 0.6 + 1.2 * rng.standard_normal((31, 3))
     for k in (1, 3, 12, 30):
@@ -261,3 +265,57 @@ def test_wrong_shapes():
         inception_score(np.zeros((10, 3)), splits=11)
     with pytest.raises(ValueError, match=r"\[N, K\]"):
         inception_score(np.zeros(10))
+
+
+def test_metrics_are_named_as_their_files_and_have_an_order():
+    names = [metric.name for metric in metrics.every()]
+    assert len(set(names)) == len(names)
+    for metric in metrics.every():
+        module = importlib.import_module(f"pd_jax.metrics.{metric.name}")
+        assert module.METRIC is metric
+    assert names.index("frechet_pixels") < names.index("fid") < names.index("recall")
+    assert metrics.main()[:2] == ["fid", "frechet_pixels"]
+    assert metrics.label("kid") == "KID"
+    assert metrics.label("recall") == "recall (higher is better)"
+    assert metrics.label("of_another_version") == "of_another_version"
+    assert metrics.is_log("fid")
+    assert not metrics.is_log("kid")
+
+
+MEAN = """
+from pd_jax.metrics import Metric
+
+METRIC = Metric(
+    "brightness",
+    "mean brightness",
+    lambda both: float(both.first.mean()),
+    lambda run: f"mean of {run.num_paired} samples or more",
+    needs=("images",),
+    higher_is_better=True,
+    log_axis=False,
+)
+"""
+
+
+def test_a_metric_is_added_as_one_file(tmp_path, monkeypatch):
+    (tmp_path / "brightness.py").write_text(MEAN)
+    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
+    config = tiny(**{"ladder.updates": (2,), "teacher.updates": 2})
+    report = api.run(config, tmp_path / "run", "tiny")
+    assert [*report["rows"][0]["metrics"]][-1] == "brightness"
+    samples = np.load(tmp_path / "run" / "evaluation" / "student_1.npy")
+    value = report["rows"][-1]["metrics"]["brightness"]
+    assert value == pytest.approx(float(samples.mean()), rel=1e-6)
+    assert report["protocol"]["brightness"].startswith("mean of")
+    assert "mean brightness (higher is better)" in (
+        (tmp_path / "run" / "report.html").read_text()
+    )
+    assert "brightness" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_grey_levels_are_the_same_for_numpy_and_jax():
+    x = np.linspace(-1.2, 1.2, 10_001, dtype=np.float32)
+    levels = to_uint8(x)
+    assert (levels.dtype, levels.min(), levels.max()) == (np.uint8, 0, 255)
+    np.testing.assert_array_equal(to_uint8(jnp.asarray(x)), levels)
+    np.testing.assert_array_equal(to_uint8(np.arange(256) / 127.5 - 1), np.arange(256))

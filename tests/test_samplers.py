@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from pd_jax import analytic, samplers
-from pd_jax.samplers import METHODS, sample
+from pd_jax.samplers import sample
 
 MEAN, STD = np.array([0.3, -0.2, 0.0]), 0.4
 GAUSSIAN = analytic.gaussian(MEAN, STD)
@@ -86,7 +86,7 @@ def test_ancestral_noise_belongs_to_the_example(cosine):
     assert not np.array_equal(whole, run(z=z, key=jax.random.key(2)))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", samplers.known())
 def test_one_step_returns_the_prediction_and_stays_in_range(cosine, method):
     z = 3 * jax.random.normal(jax.random.key(0), (16, 3))
     wide = analytic.gaussian(np.full(3, 2.0), 0.1)
@@ -100,7 +100,7 @@ def test_one_step_returns_the_prediction_and_stays_in_range(cosine, method):
         assert float(jnp.max(jnp.abs(x))) <= 1.0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", samplers.known())
 def test_traced_step_counts_share_one_trace_and_equal_static_ones(cosine, method):
     z, key, traces = jnp.ones((2, 3)), jax.random.key(1), []
 
@@ -119,7 +119,7 @@ def test_traced_step_counts_share_one_trace_and_equal_static_ones(cosine, method
     ("kw", "says"),
     [
         ({"method": "dim"}, "known are ancestral, ddim"),
-        ({"method": "heun:small"}, "only .ancestral. takes a variance"),
+        ({"method": "heun:small"}, ".heun. takes no variance"),
         ({"method": "ancestral"}, "needs a key"),
         ({"method": "ancestral:huge", "key": jax.random.key(0)}, "unknown variance"),
         ({"num_steps": 0}, "at least one"),
@@ -134,6 +134,52 @@ def test_wrong_use(cosine, kw, says):
         sample(GAUSSIAN, jnp.ones((2, 3)), **{"num_steps": 2, "schedule": cosine, **kw})
 
 
-def test_known_methods_are_all_reachable():
-    assert set(METHODS) == {"ddim", "ancestral", "heun", "dpmpp_2m"}
-    assert samplers.sample is sample
+@pytest.mark.parametrize("method", samplers.known())
+def test_a_sampler_says_how_often_it_asks_the_denoiser(cosine, method):
+    z, calls = jnp.ones((2, 3)), []
+
+    def denoise(z, logsnr):
+        jax.debug.callback(calls.append, logsnr)
+        return GAUSSIAN(z, logsnr)
+
+    sample(denoise, z, 3, cosine, method, key=jax.random.key(1))
+    jax.effects_barrier()
+    assert len(calls) == 3 * samplers.get(method).evaluations
+
+
+def test_names_are_parsed():
+    assert samplers.parse("ddim") == ("ddim", "")
+    assert samplers.parse("ancestral") == ("ancestral", "large")
+    assert samplers.parse("ancestral:medium:0.3") == ("ancestral", "medium:0.3")
+    assert samplers.get("ancestral:small") != samplers.get("ancestral")
+
+
+JUMP = """
+import dataclasses
+import jax
+from pd_jax import samplers
+from pd_jax.diffusion import diffuse
+
+@dataclasses.dataclass(frozen=True)
+class Sampler(samplers.Sampler):
+    label = "jump to the data and back"
+    draws = True
+
+    def step(self, level, following, z, x, v, view, keys, memory):
+        eps = jax.vmap(lambda key: jax.random.normal(key, z.shape[1:], z.dtype))(keys)
+        return diffuse(x, eps, following.logsnr), memory
+"""
+
+
+def test_a_sampler_is_added_as_one_file(cosine, tmp_path, monkeypatch):
+    (tmp_path / "jump.py").write_text(JUMP)
+    monkeypatch.setattr(samplers, "__path__", [*samplers.__path__, str(tmp_path)])
+    assert "jump" in samplers.known()
+    z = jax.random.normal(jax.random.key(0), (20_000, 3))
+    # A Gaussian's mean as the prediction: jumps leave what the last level knows.
+    x = sample(GAUSSIAN, z, 64, cosine, "jump", clip=False, key=jax.random.key(1))
+    np.testing.assert_allclose(np.mean(x, 0), MEAN, atol=0.02)
+    one = sample(GAUSSIAN, z, 1, cosine, "jump", key=jax.random.key(1))
+    np.testing.assert_array_equal(one, sample(GAUSSIAN, z, 1, cosine))
+    with pytest.raises(ValueError, match="needs a key"):
+        sample(GAUSSIAN, z, 2, cosine, "jump")

@@ -106,6 +106,54 @@ def test_step_counts(one, images):
         one.sample(KEY, 2, sampler="huen")
 
 
+def test_a_student_of_several_step_counts(one, images, tmp_path):
+    several = dataclasses.replace(one, step_counts=[1, 2, 4])
+    np.testing.assert_array_equal(several.sample(KEY, 10), images)
+    two = one.sample(KEY, 10, num_steps=2, force=True)
+    np.testing.assert_array_equal(several.sample(KEY, 10, num_steps=2), two)
+    with pytest.raises(ValueError, match="was made for 1, 2, 4; force=True"):
+        several.sample(KEY, 2, num_steps=8)
+    with pytest.raises(ValueError, match=r"num_steps=4 is none of step_counts"):
+        dataclasses.replace(one, step_counts=(1, 2))
+    several.save(tmp_path / "several")
+    assert pd_jax.load(tmp_path / "several").step_counts == (1, 2, 4)
+    back = pd_jax.load(tmp_path / "several", 2)
+    assert (back.num_steps, back.step_counts) == (2, (1, 2, 4))
+    np.testing.assert_array_equal(back.sample(KEY, 10), two)
+    forced = pd_jax.load(tmp_path / "several", 8, force=True)
+    assert (forced.num_steps, forced.step_counts) == (8, ())
+
+
+def test_a_bundle_of_before_step_counts():
+    old = pd_jax.load(pathlib.Path(__file__).parent / "data/bundle_a95d4fd.safetensors")
+    assert (old.num_steps, old.step_counts) == (4, ())
+    assert old.metrics == {"frechet_pixels": 0.5}
+    # What commit a95d4fd, which wrote the file, sampled with it.
+    before = [[-0.6392975, -0.6971790], [-0.2824424, 0.6479165]]
+    np.testing.assert_allclose(old.sample(KEY, 2), before, atol=1e-5)
+
+
+def test_students_that_differ_in_weights_and_steps_share_a_program():
+    section = MLP | {"width": 9}  # of no other test
+    first, compilations = student(section), []
+
+    def note(event, seconds, **kw):
+        compilations.append(kw.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        first.sample(KEY, 10)
+        before = compilations.count("_sample")
+        params = jax.tree.map(lambda a: 2 * a, first.params)
+        second = dataclasses.replace(student(section), params=params, num_steps=7)
+        assert not close(second.sample(KEY, 10), first.sample(KEY, 10))
+        assert compilations.count("_sample") == before > 0
+        first.sample(KEY, 10, sampler="heun")
+        assert compilations.count("_sample") > before
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
 def test_points_of_the_plane_are_floats(tmp_path):
     section = {"name": "mlp", "output": "x", "width": 8, "num_blocks": 1}
     plane = student(section, (2,), None, clip=False)

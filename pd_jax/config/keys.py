@@ -212,8 +212,10 @@ def planned(
     }
 
 
-def stages(config: ConfigDict, begun: Collection[str] = ()) -> list[tuple[str, Stage]]:
-    """All stages of a run in order, each with its training's name.
+def stages(
+    config: ConfigDict, begun: Collection[str] = ()
+) -> list[tuple[str, Method, Stage]]:
+    """All stages of a run in order, each with its training's name and method.
 
     A released teacher that is a student leaves out the stages of a ladder above it, or
     adds some: how many steps it has, the stages that are there tell.
@@ -231,7 +233,11 @@ def stages(config: ConfigDict, begun: Collection[str] = ()) -> list[tuple[str, S
         numbers = [re.fullmatch(rf"{method.parts.student}_(\d+)", s) for s in begun]
         first = max((int(number[1]) for number in numbers if number), default=0)
         plan = planned(config, first * config[name].get("factor", 0))
-    return [(name, stage) for name, (_, stages) in plan.items() for stage in stages]
+    return [
+        (name, method, stage)
+        for name, (method, stages) in plan.items()
+        for stage in stages
+    ]
 
 
 def _check_value(

@@ -281,9 +281,13 @@ def _evaluations(setup: Setup) -> int:
     """Forward passes of one image in all of the evaluation."""
     ev, exact = setup.config.eval, setup.config.teacher.exact
     asked = [row for row in rows(setup) if row.model == "student" or not exact]
-    total = ev.num_samples * sum(row.num_steps for row in asked)
-    total += 0 if exact else ev.paired_samples * ev.reference_steps
-    return total * (2 if samplers.parse(ev.sampler)[0] == "heun" else 1)
+
+    def passes(num_steps, sampler):
+        return num_steps * samplers.get(sampler).evaluations
+
+    each = sum(passes(row.num_steps, row.sampler) for row in asked)
+    reference = 0 if exact else passes(ev.reference_steps, ev.sampler)
+    return ev.num_samples * each + ev.paired_samples * reference
 
 
 def _folder(setup: Setup, costs: list[Cost]) -> tuple[int, int]:

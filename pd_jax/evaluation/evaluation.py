@@ -1,5 +1,6 @@
 """Measuring: every model samples from one noise set, and the samples are compared."""
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -14,18 +15,39 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pd_jax import metrics, samplers
+from pd_jax.arcs import Denoiser
 from pd_jax.config.setup import Setup
-from pd_jax.evaluation.rows import Row, check_entry
-from pd_jax.metrics import inception, load_statistics, rmse
-from pd_jax.metrics.summary import KEPT, SIDE, Reference, Summary
+from pd_jax.evaluation.rows import Row, check_entry, rows
+from pd_jax.metrics import Reference, Summary, inception, load_statistics
 from pd_jax.runtime import compilation, processes
 from pd_jax.runtime.errors import Refused
-from pd_jax.samplers import noise, sample, step_keys
 from pd_jax.storage import files
 from pd_jax.storage.writers import write_whole
+from pd_jax.students import Student
 
-EXACT_STEPS = 4096  # of Heun's method: the exact flow to 1e-5 on the ring
+# The exact flow to 1e-5 on the ring.
+EXACT_SAMPLER, EXACT_STEPS = "heun", 4096
 GRID = 64  # samples of a grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """The exact denoiser of a data set, as a student's model; it has no weights.
+
+    Attributes:
+      denoise: the denoiser.
+    """
+
+    denoise: Denoiser
+
+    def cast(self, params: None) -> None:
+        """Nothing."""
+        return params
+
+    def denoiser(self, params: None, label: jax.Array | None = None) -> Denoiser:
+        """The denoiser, whatever the label."""
+        return self.denoise
 
 
 class Evaluation:
@@ -41,11 +63,17 @@ class Evaluation:
         batch = min(setup.config.run.eval_batch, self._config.num_samples)
         self._batch = -(-batch // mesh.size) * mesh.size
         self._labels = self._draw_labels()
-        self._sampler = jax.jit(
-            self._sample,
-            static_argnames=("exact", "method"),
-            out_shardings=self._same,
-        )
+        offered = {
+            "images": len(setup.dataset.shape) == 3,
+            "features": self._config.inception,
+            "reference_teacher": True,
+            "reference_exact": setup.dataset.denoise is not None,
+        }
+        self._lacking = {name for name, offer in offered.items() if not offer}
+        self._metrics = [
+            m for m in metrics.every() if not self._lacking.intersection(m.needs)
+        ]
+        self._key = jax.random.key(self._config.seed)
         self.reference_steps = setup.teacher_steps or self._config.reference_steps
         self._have = set(processes.agree(self._find))
 
@@ -58,7 +86,7 @@ class Evaluation:
 
     def _find(self) -> list[str]:
         """Files that are there and whole; others are made again."""
-        found = []
+        names = []
         paths = self._directory.iterdir() if self._directory.exists() else ()
         for path in sorted(paths):
             try:
@@ -70,28 +98,30 @@ class Evaluation:
                     Reference.from_bytes(path.read_bytes())
             except (OSError, ValueError):
                 continue
-            found.append(path.name)
-        return found
-
-    def _noise(self, place: jax.Array) -> jax.Array:
-        """Noise [B, ...] of places [B]: a function of seed and place."""
-        key = jax.random.key(self._config.seed)
-        return noise(key, place, self._setup.dataset.shape)
+            names.append(path.name)
+        return names
 
     def noise(self, num: int) -> np.ndarray:
         """The noise that the first `num` samples start from."""
-        return np.asarray(jax.jit(self._noise)(jnp.arange(num, dtype=jnp.uint32)))
+        draw = jax.jit(samplers.noise, static_argnums=2)
+        place = jnp.arange(num, dtype=jnp.uint32)
+        return np.asarray(draw(self._key, place, self._setup.dataset.shape))
 
-    def _sample(self, params, place, label, num_steps, *, exact, method):
-        if exact:
-            denoise = self._setup.dataset.denoise
-        else:
+    def _student(self, params: dict | None) -> Student:
+        """A model to sample from: of weights, or the exact denoiser's if None."""
+        model = Exact(self._setup.dataset.denoise)
+        if params is not None:
             model = self._setup.model
-            denoise = model.denoiser(model.cast(params), label)
-        keys = step_keys(jax.random.key(self._config.seed), place)
-        z = jax.lax.with_sharding_constraint(self._noise(place), self._split)
-        clip = self._config.clip
-        return sample(denoise, z, num_steps, self._setup.schedule, method, clip, keys)
+        return Student(
+            model,
+            params,
+            0,
+            self._setup.schedule,
+            self._setup.dataset.shape,
+            self._config.clip,
+            self._config.sampler,
+            getattr(self._setup.model.network, "num_classes", 0),
+        )
 
     def samples(
         self,
@@ -108,38 +138,21 @@ class Evaluation:
           num: how many.
           method: the sampler; the config's where None.
         """
+        student = self._student(params)
         for first in range(0, num, self._batch):
             place = np.arange(first, first + self._batch, dtype=np.uint32)
             label = None
-            if self._labels is not None:  # the last batch is filled up
+            if self._labels is not None:  # the last batch is padded
                 label = self._labels[np.minimum(place, num - 1)]
-            place, label = jax.device_put((place, label), self._split)
             with compilation.tracing():  # of the first call
-                x = self._sampler(
-                    params,
-                    place,
-                    label,
-                    jnp.int32(num_steps),
-                    exact=params is None,
-                    method=method or self._config.sampler,
+                x = student.draw(
+                    self._key, place, label, num_steps, self._split, method
                 )
             yield np.asarray(x)[: num - first]
 
     def trace(self) -> jax.stages.Traced:
         """The sampler of a batch, traced on shapes, to be lowered for any platform."""
-        place = jax.ShapeDtypeStruct((self._batch,), jnp.uint32)
-        label = self._labels
-        if label is not None:
-            label = jax.ShapeDtypeStruct((self._batch,), jnp.int32)
-        steps = jax.ShapeDtypeStruct((), jnp.int32)
-        return self._sampler.trace(
-            self._setup.shapes,
-            place,
-            label,
-            steps,
-            exact=False,
-            method=self._config.sampler,
-        )
+        return self._student(self._setup.shapes).trace(self._batch, self._split)
 
     def _path(self, name: str) -> epath.Path:
         return self._directory / name
@@ -160,15 +173,20 @@ class Evaluation:
 
     def work(self, row: Row) -> int:
         """A row's forward passes of one example."""
-        return row.num_steps * self._config.num_samples
+        return self._passes(row.num_steps, row.sampler) * self._config.num_samples
+
+    def _passes(self, num_steps: int, sampler: str) -> int:
+        """Forward passes of one sample."""
+        return num_steps * samplers.get(sampler).evaluations
 
     @property
     def reference_work(self) -> dict[str, int]:
         """Forward passes of one example for each kind of reference samples."""
         num = self._config.paired_samples
-        work = {"reference_teacher": num * self.reference_steps}
+        each = self._passes(self.reference_steps, self._config.sampler)
+        work = {"reference_teacher": num * each}
         if self._setup.dataset.denoise is not None:
-            work["reference_exact"] = num * 2 * EXACT_STEPS
+            work["reference_exact"] = num * self._passes(EXACT_STEPS, EXACT_SAMPLER)
         return work
 
     @property
@@ -193,10 +211,10 @@ class Evaluation:
         def features(images: np.ndarray) -> dict[str, np.ndarray]:
             num = len(images)
             rows = np.minimum(np.arange(self._batch), num - 1)  # filled up
-            found = network(params, jax.device_put(images[rows], self._split))
+            outputs = network(params, jax.device_put(images[rows], self._split))
             # Published scores are of logits without the last layer's bias.
-            found["logits"] = np.asarray(found["logits"]) - bias
-            return {name: np.asarray(a)[:num] for name, a in found.items()}
+            outputs["logits"] = np.asarray(outputs["logits"]) - bias
+            return {name: np.asarray(a)[:num] for name, a in outputs.items()}
 
         return features
 
@@ -242,14 +260,18 @@ class Evaluation:
         self._data = self._reference(advance)
         batches = self.samples(teacher, steps, num)
         self._references = {
-            "rmse_to_teacher": self._paired(
-                "reference_teacher", batches, steps, advance
+            "reference_teacher": self._paired(
+                "reference_teacher",
+                batches,
+                self._passes(steps, self._config.sampler),
+                advance,
             )
         }
         if self._setup.dataset.denoise is not None:
-            batches = self.samples(None, EXACT_STEPS, num, "heun")
-            self._references["rmse_to_exact"] = self._paired(
-                "reference_exact", batches, 2 * EXACT_STEPS, advance
+            batches = self.samples(None, EXACT_STEPS, num, EXACT_SAMPLER)
+            each = self._passes(EXACT_STEPS, EXACT_SAMPLER)
+            self._references["reference_exact"] = self._paired(
+                "reference_exact", batches, each, advance
             )
 
     def measure(
@@ -268,23 +290,20 @@ class Evaluation:
         params = jax.device_put(params, self._same)
         keep = max(self._config.paired_samples, GRID)
         summary, first = Summary(self._features), []
-        for x in self.samples(params, row.num_steps, self._config.num_samples):
+        num, each = self._config.num_samples, self._passes(row.num_steps, row.sampler)
+        for x in self.samples(params, row.num_steps, num, row.sampler):
             if not np.all(np.isfinite(x)):
                 raise Refused(
                     f"{row.name}: its samples are not finite, so it cannot be measured"
                 )
             first.append(x[: max(0, keep - summary.num)])
             summary.add(x)
-            advance(len(x) * row.num_steps, text)
+            advance(len(x) * each, text)
         x = np.concatenate(first)
-        metrics = summary.compare(self._data)
-        for name, reference in self._references.items():
-            metrics[name] = rmse(x[: len(reference)], reference)
+        both = metrics.Comparison(summary, self._data, x, self._references)
         entry = {
-            "model": row.model,
-            "sampler": self._config.sampler,
-            "num_steps": row.num_steps,
-            "metrics": metrics,
+            **row._asdict(),
+            "metrics": {metric.name: metric.compute(both) for metric in self._metrics},
             "seconds": seconds + time.monotonic() - began,
         }
         self._keep(f"{row.name}.npy", x)
@@ -293,50 +312,43 @@ class Evaluation:
     def protocol(self) -> dict[str, str]:
         """How each figure was made, in words."""
         ev, data = self._config, self._setup.dataset
-        num = min(ev.num_reference or len(data.reference), len(data.reference))
-        kind = "training" if data.reference is data else "held-back"
+        network = ""
+        if ev.inception:
+            path = pathlib.Path(ev.inception)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            network = (
+                f"Inception features (weights {path.name}, sha256 {digest[:12]}, "
+                "TensorFlow-1 bilinear resizing to 299)"
+            )
+        procedure = metrics.Procedure(
+            num_samples=ev.num_samples,
+            num_paired=ev.paired_samples,
+            num_examples=min(
+                ev.num_reference or len(data.reference), len(data.reference)
+            ),
+            kind="training" if data.reference is data else "held-back",
+            data=self._setup.config.data.name,
+            shape=data.shape,
+            reference_steps=self.reference_steps,
+            network=network,
+            statistics=ev.statistics,
+        )
+        names = ", ".join(dict.fromkeys(row.sampler for row in rows(self._setup)))
         clip = "clipped to [-1, 1]" if ev.clip else "not clipped"
-        paired = f"root mean squared difference of {ev.paired_samples} samples to "
-        small = len(data.shape) == 3 and max(data.shape[:2]) > SIDE
-        averaged = f", averaged down to at most {SIDE} pixels a side" * small
         words = {
             "samples": f"{ev.num_samples} a row from one noise set (seed {ev.seed}), "
-            f"sampler {ev.sampler}, predictions {clip}",
-            "frechet_pixels": f"Frechet distance of {ev.num_samples} samples to "
-            f"{num} {kind} examples, on their raw values{averaged}",
-            "rmse_to_teacher": f"{paired}the teacher's own of {self.reference_steps} "
-            "steps from the same noise",
-            "rmse_to_exact": f"{paired}where the exact probability flow takes the "
-            "same noise",
+            f"sampler {names}, predictions {clip}"
         }
-        if not ev.inception:
-            if len(data.shape) == 3:
-                words["fid"] = (
+        for metric in metrics.every():
+            if metric in self._metrics:
+                words[metric.name] = metric.sentence(procedure)
+            elif metric.main and self._lacking.intersection(metric.needs) == {
+                "features"
+            }:
+                words[metric.name] = (
                     "not measured: no Inception weights given (eval.inception)"
                 )
-            return words
-        digest = hashlib.sha256(pathlib.Path(ev.inception).read_bytes()).hexdigest()
-        network = (
-            f"Inception features (weights {pathlib.Path(ev.inception).name}, sha256 "
-            f"{digest[:12]}, TensorFlow-1 bilinear resizing to 299)"
-        )
-        against = (
-            f"statistics {ev.statistics}"
-            if ev.statistics
-            else (f"{num} {kind} examples of data {self._setup.config.data.name}")
-        )
-        kept = (
-            f"{min(ev.num_samples, KEPT)} samples and {min(num, KEPT)} {kind} examples"
-        )
-        return words | {
-            "fid": f"{network}: Frechet distance of {ev.num_samples} samples to "
-            + against,
-            "inception_score": f"{network}: of {ev.num_samples} samples, one split, "
-            "logits without bias",
-            "kid": f"{network}: cubic kernel distance of {kept}",
-            "precision": f"{network}: 3 nearest neighbours, {kept}",
-            "recall": "as precision",
-        }
+        return words
 
     def entry(self, row: Row) -> dict:
         """A finished row's entry; empty where there is none that can be read."""

@@ -83,12 +83,12 @@ class Trial:
         label = self.label if label is None else label
         parts = []
         for first in range(0, len(self.x), self.batch_size):
-            here = slice(first, first + self.batch_size)
-            x = scale * self.x[here] + offset
+            part = slice(first, first + self.batch_size)
+            x = scale * self.x[part] + offset
             given, level = _given(
-                inputs, x, self.noise[here], self.logsnr[here], told[here]
+                inputs, x, self.noise[part], self.logsnr[part], told[part]
             )
-            some = None if label is None else jnp.asarray(label[here])
+            some = None if label is None else jnp.asarray(label[part])
             parts.append(np.asarray(self.call(given, level, some)))
         return np.concatenate(parts)
 
@@ -127,7 +127,7 @@ def other_conventions(trial, output, raw) -> list[Alternative]:
     """The same network read in every other convention that its output fits."""
     claimed = conventions.get(output)
     raws = {claimed.inputs: raw}
-    found = []
+    others = []
     for name, convention in conventions.CONVENTIONS.items():
         if name == output or "both" in (name, output):
             continue
@@ -141,8 +141,8 @@ def other_conventions(trial, output, raw) -> list[Alternative]:
         if reading.score < 0.9 * nothing.score:
             claim, other = (f'read as "{kind}"' for kind in (output, name))
             remedy = f'set model.output="{name}"'
-            found.append(Alternative(reading, claim, other, remedy))
-    return found
+            others.append(Alternative(reading, claim, other, remedy))
+    return others
 
 
 def other_levels(trial, output) -> list[Alternative]:
@@ -181,13 +181,13 @@ def other_ranges(trial, output) -> list[Alternative]:
         "x/2": (0.5, 0.0),
         f"(x - {mean:.3g})/{std:.3g} (mean 0, std 1)": (1.0 / std, -mean / std),
     }
-    found = []
+    others = []
     for text, (scale, offset) in maps.items():
         kw = {"scale": scale, "offset": offset}
         implied = trial.implied(
             trial.raw(convention.inputs, **kw), convention.outputs, **kw
         )
-        found.append(
+        others.append(
             Alternative(
                 trial.read(implied, **kw),
                 "given the data x as it is",
@@ -195,7 +195,7 @@ def other_ranges(trial, output) -> list[Alternative]:
                 "the teacher was trained on data of that range: give it that (data.*)",
             )
         )
-    return found
+    return others
 
 
 def other_labels(trial, convention, implied, key) -> tuple[dict, list[Alternative]]:
@@ -205,9 +205,9 @@ def other_labels(trial, convention, implied, key) -> tuple[dict, list[Alternativ
     change of its prediction: a gain of 1 for the right labels. It is 0 where both are
     equally wrong, and negative where the others are better.
     """
-    figures, found = {}, []
+    figures, others = {}, []
     if trial.label is None:
-        return figures, found
+        return figures, others
     classes = int(trial.label.max()) + 1
     order = np.asarray(jax.random.permutation(key, len(trial.x)))
     tables = {
@@ -235,7 +235,7 @@ def other_labels(trial, convention, implied, key) -> tuple[dict, list[Alternativ
             sure = gain < 0.3
         else:
             sure = gain < -0.3 and gain < -4.0 * error
-        found.append(
+        others.append(
             Alternative(
                 trial.read(changed),
                 "given the data's own labels",
@@ -244,7 +244,7 @@ def other_labels(trial, convention, implied, key) -> tuple[dict, list[Alternativ
                 bool(sure and matter),
             )
         )
-    return figures, found
+    return figures, others
 
 
 def best_labels(trial, convention) -> Alternative:

@@ -70,7 +70,7 @@ def try_teacher(setup: Setup) -> None:
     batch = setup.dataset.take(rows)
     if getattr(setup.model.network, "num_classes", 0) < 2:
         batch.pop("label", None)
-    found = check(
+    figures = check(
         setup.model.raw,
         jax.device_put(setup.released),
         setup.model.output,
@@ -81,10 +81,10 @@ def try_teacher(setup: Setup) -> None:
         clip=setup.config.eval.clip,
     )
     console.say(
-        f"preflight: the teacher's error is {found['score']:.2f} of a Gaussian "
-        f"guess's; read in other ways, {found['next_best']:.2f} or more"
+        f"preflight: the teacher's error is {figures['score']:.2f} of a Gaussian "
+        f"guess's; read in other ways, {figures['next_best']:.2f} or more"
     )
-    for note in found["notes"]:
+    for note in figures["notes"]:
         console.warn(f"preflight: {note}")
 
 
@@ -283,13 +283,13 @@ def _samples(denoise, params, schedule, batch, key, clip) -> dict:
 
     figures = {}
     for num_steps in SAMPLE_STEPS:
-        found = np.asarray(draw(params, z, label, jnp.int32(num_steps)))
-        if not np.isfinite(found).all():
+        x = np.asarray(draw(params, z, label, jnp.int32(num_steps)))
+        if not np.isfinite(x).all():
             raise Refused(
                 f"the teacher's samples of {num_steps} steps are not finite: are its "
                 "weights whole, and is schedule.* within the levels that it knows?"
             )
-        figures[str(num_steps)] = _summary(found)
+        figures[str(num_steps)] = _summary(x)
     return figures
 
 
@@ -300,12 +300,12 @@ def _summary(x) -> dict[str, float]:
 
 def _sample_notes(figures: dict) -> list[str]:
     """Says where samples are unlike the data."""
-    data, found = figures["data"], figures[str(SAMPLE_STEPS[-1])]
-    off = abs(found["mean"] - data["mean"]) / data["std"]
-    if off < 0.5 and 2 / 3 < found["std"] / data["std"] < 1.5:
+    data, samples = figures["data"], figures[str(SAMPLE_STEPS[-1])]
+    off = abs(samples["mean"] - data["mean"]) / data["std"]
+    if off < 0.5 and 2 / 3 < samples["std"] / data["std"] < 1.5:
         return []
     return [
-        f"samples of {SAMPLE_STEPS[-1]} steps have mean {found['mean']:.3g} and "
-        f"standard deviation {found['std']:.3g}, the data {data['mean']:.3g} and "
+        f"samples of {SAMPLE_STEPS[-1]} steps have mean {samples['mean']:.3g} and "
+        f"standard deviation {samples['std']:.3g}, the data {data['mean']:.3g} and "
         f"{data['std']:.3g}"
     ]

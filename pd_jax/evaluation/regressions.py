@@ -8,6 +8,7 @@ import math
 from pd_jax.config.setup import Setup
 from pd_jax.evaluation.evaluation import Evaluation
 from pd_jax.evaluation.rows import Row, rows
+from pd_jax.training.training import Training
 
 METRIC = "frechet_pixels"
 
@@ -22,42 +23,56 @@ def warnings(
       evaluation: with all rows measured.
       facts: what each training's stages keep beside their weights, by training.
     """
-    found = [
-        f"{stage.name}: {kept['skipped']} of {kept['end']} updates skipped, with a "
-        "loss or gradient that is not finite (skipped_at in metrics.jsonl)"
+    texts = [
+        f"{stage.name}: {metadata['skipped']} of {metadata['end']} updates skipped, "
+        "with a loss or gradient that is not finite (skipped_at in metrics.jsonl)"
         for training in setup.trainings
-        for stage, kept in zip(training.stages, facts[training.name])
-        if kept.get("skipped")
+        for stage, metadata in zip(training.stages, facts[training.name])
+        if metadata.get("skipped")
     ]
-    students = [row for row in rows(setup) if row.model == "student"]
-    found += [regression(row, setup, evaluation) for row in students]
-    return [text for text in found if text]
+    texts += [regression(row, setup, evaluation) for row in rows(setup)]
+    return [text for text in texts if text]
 
 
-def taught_by(student: Row, setup: Setup) -> Row:
+def _training(student: Row, setup: Setup) -> Training | None:
+    """The training of a row, if it holds its students against their teachers."""
+    for training, stage in setup.stages:
+        section = setup.config[training.name]
+        if stage.name == student.stage and "regression_factor" in section:
+            return training
+    return None
+
+
+def taught_by(student: Row, setup: Setup) -> Row | None:
     """The row that a student is held against.
 
     Returns:
-      The measured student before it; for the first one the teacher, with the step count
-      that is nearest to what it taught with.
+      The measured student before it in its training, for the first one the teacher,
+      with the step count that is nearest to what it taught with. None for a teacher,
+      and where the training has no `regression_factor`.
     """
-    known = rows(setup)
-    before = known[known.index(student) - 1]
-    if before.model == "student":
-        return before
-    steps = student.num_steps * setup.config.ladder.factor
-    teacher = [row for row in known if row.model == "teacher"]
-    return min(teacher, key=lambda row: abs(math.log(row.num_steps / steps)))
+    training = _training(student, setup)
+    if training is None:
+        return None
+    known, ladder = rows(setup), [stage.name for stage in training.stages]
+    before = known[known.index(student) - 1].stage
+    before = before if before in ladder else "teacher"
+    steps = student.num_steps * setup.config[training.name].factor
+    taught = [row for row in known if row.stage == before]
+    return min(taught, key=lambda row: abs(math.log(row.num_steps / steps)))
 
 
 def regression(student: Row, setup: Setup, evaluation: Evaluation) -> str:
     """Says that a measured student is worse than its teacher; empty where it is not."""
-    factor = setup.config.ladder.regression_factor
     teacher = taught_by(student, setup)
-    mine, its = (evaluation.entry(r)["metrics"][METRIC] for r in (student, teacher))
-    if mine <= factor * its:
+    if teacher is None:
+        return ""
+    training = _training(student, setup).name
+    factor = setup.config[training].regression_factor
+    value, bar = (evaluation.entry(r)["metrics"][METRIC] for r in (student, teacher))
+    if value <= factor * bar:
         return ""
     return (
-        f"{student.name}: {METRIC} is {mine:.3g}, more than "
-        f"ladder.regression_factor={factor:g} times the {its:.3g} of {teacher.name}"
+        f"{student.name}: {METRIC} is {value:.3g}, more than "
+        f"{training}.regression_factor={factor:g} times the {bar:.3g} of {teacher.name}"
     )

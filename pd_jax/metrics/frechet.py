@@ -7,7 +7,7 @@ Source: Dowson & Landau 1982; Heusel et al. 2017 (1706.08500) for features of im
 
 import numpy as np
 
-from pd_jax.metrics.moments import Moments
+from pd_jax.metrics._moments import Moments
 
 
 def frechet_distance(a: Moments | np.ndarray, b: Moments | np.ndarray) -> float:

@@ -169,23 +169,23 @@ NETWORK = (  # side and channels after each line: 299 x 3 comes in
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Name -> shape of every weight: kernels [out, in, height, width], as published."""
-    found: dict[str, tuple[int, ...]] = {}
-    channels = _collect(NETWORK, 3, "", found)
-    return found | {"fc.weight": (CLASSES, channels), "fc.bias": (CLASSES,)}
+    sizes: dict[str, tuple[int, ...]] = {}
+    channels = _collect(NETWORK, 3, "", sizes)
+    return sizes | {"fc.weight": (CLASSES, channels), "fc.bias": (CLASSES,)}
 
 
-def _collect(layers: tuple, channels: int, prefix: str, found: dict) -> int:
+def _collect(layers: tuple, channels: int, prefix: str, sizes: dict) -> int:
     """Adds the shapes of `layers` to `found`; returns the channels they put out."""
     for layer in layers:
         if isinstance(layer, Conv):
             name = prefix + layer.name
-            found[f"{name}.conv.weight"] = (layer.channels, channels, *layer.size)
+            sizes[f"{name}.conv.weight"] = (layer.channels, channels, *layer.size)
             for part in ("weight", "bias", "running_mean", "running_var"):
-                found[f"{name}.bn.{part}"] = (layer.channels,)
+                sizes[f"{name}.bn.{part}"] = (layer.channels,)
             channels = layer.channels
         elif isinstance(layer, Split):
             channels = sum(
-                _collect(branch, channels, prefix + layer.name, found)
+                _collect(branch, channels, prefix + layer.name, sizes)
                 for branch in layer.branches
             )
     return channels
@@ -208,18 +208,18 @@ def load_weights(path: str | pathlib.Path) -> dict[str, jax.Array]:
     """
     path = pathlib.Path(path)
     read = files.read_npz if path.suffix == ".npz" else files.read_state_dict
-    given = {
+    weights = {
         name: array
         for name, array in read(path).items()
         if not name.endswith(".num_batches_tracked")
     }
     wanted = shapes()
-    wrong = [f"{name} is missing" for name in wanted if name not in given]
-    wrong += [f"{name} is unknown" for name in given if name not in wanted]
-    for name in wanted.keys() & given.keys():
-        if given[name].shape != wanted[name]:
-            wrong.append(f"{name} is {given[name].shape}, not {wanted[name]}")
-        elif given[name].dtype.kind != "f" or not np.all(np.isfinite(given[name])):
+    wrong = [f"{name} is missing" for name in wanted if name not in weights]
+    wrong += [f"{name} is unknown" for name in weights if name not in wanted]
+    for name in wanted.keys() & weights.keys():
+        if weights[name].shape != wanted[name]:
+            wrong.append(f"{name} is {weights[name].shape}, not {wanted[name]}")
+        elif weights[name].dtype.kind != "f" or not np.all(np.isfinite(weights[name])):
             wrong.append(f"{name} has values that are no finite floating point")
     if wrong:
         shown = "; ".join(sorted(wrong)[:8]) + ("; ..." if len(wrong) > 8 else "")
@@ -228,7 +228,7 @@ def load_weights(path: str | pathlib.Path) -> dict[str, jax.Array]:
             f"(pt_inception-2015-12-05): {len(wrong)} of {len(wanted)} weights are "
             f"wrong: {shown}"
         )
-    return {name: jnp.asarray(given[name], jnp.float32) for name in wanted}
+    return {name: jnp.asarray(weights[name], jnp.float32) for name in wanted}
 
 
 def features(params: Mapping[str, jax.Array], images: jax.Array) -> dict:

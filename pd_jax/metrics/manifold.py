@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pd_jax.metrics.pairs import tiles, vectors
+from pd_jax.metrics._pairs import tiles, vectors
 
 # What the difference that gives a squared distance loses, at most, relative to the
 # vectors' squared lengths: on the edge of a ball is within it.

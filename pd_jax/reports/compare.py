@@ -6,11 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from pd_jax import __version__
+from pd_jax import __version__, metrics
 from pd_jax import config as configs
 from pd_jax.reports import figures, page
 from pd_jax.reports.figures import Curve
-from pd_jax.reports.report import LABELS, MAIN
 from pd_jax.runs import record as records
 from pd_jax.runs.record import Record
 from pd_jax.runtime import console
@@ -49,10 +48,11 @@ def labels(runs: Sequence[Record]) -> list[str]:
     return ["/".join(p[-length:]) for p in parts]
 
 
-def metrics(runs: Sequence[Record]) -> list[str]:
+def metric_names(runs: Sequence[Record]) -> list[str]:
     """Metrics that any of the runs has, the main ones first."""
-    found = list(dict.fromkeys(name for run in runs for name in run.metrics))
-    return sorted(found, key=lambda m: MAIN.index(m) if m in MAIN else len(MAIN))
+    names = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    first = [name for name in metrics.main() if name in names]
+    return first + [name for name in names if name not in first]
 
 
 def step_counts(runs: Sequence[Record], model: str | None = None) -> list[int]:
@@ -89,7 +89,7 @@ def warnings(runs: Sequence[Record], names: Sequence[str]) -> list[str]:
         found.append(f"the figures were made in other ways ({', '.join(protocol)})")
     best = [run.reference for run in runs]
     same = all(a is not None and np.array_equal(a, best[0]) for a in best)
-    if not same and "rmse_to_teacher" in metrics(runs):
+    if not same and "rmse_to_teacher" in metric_names(runs):
         found.append("the teachers differ: an RMSE is to the run's own teacher")
     return found
 
@@ -97,8 +97,8 @@ def warnings(runs: Sequence[Record], names: Sequence[str]) -> list[str]:
 def table(runs: Sequence[Record], names: Sequence[str]) -> str:
     """The students by the two main metrics, within the 80 columns of a terminal."""
     lines = [f"{letter}: {name}" for letter, name in zip("ABCDEFGH", names)]
-    for metric in [m for m in metrics(runs) if m in MAIN][:2]:
-        lines += ["", f"{LABELS[metric]}, students:"]
+    for metric in [m for m in metric_names(runs) if m in metrics.main()][:2]:
+        lines += ["", f"{metrics.label(metric)}, students:"]
         lines.append("   steps" + "".join(f"{c:>9}" for c in "ABCDEFGH"[: len(runs)]))
         for n in step_counts(runs, "student"):
             values = [run.value("student", n, metric) for run in runs]
@@ -110,12 +110,12 @@ def table(runs: Sequence[Record], names: Sequence[str]) -> str:
 def _plots(runs: Sequence[Record]) -> list[dict]:
     """For each metric a plot of all runs' students, and their teachers dashed."""
     found, steps = [], step_counts(runs)
-    for i, metric in enumerate(metrics(runs)):
+    for i, metric in enumerate(metric_names(runs)):
         curves = []
         for run, colour in zip(runs, figures.RUNS):
             curves.append(Curve(run.points("teacher", metric), colour, "s", True))
             curves.append(Curve(run.points("student", metric), colour))
-        says = f"{LABELS.get(metric, metric)} against sampling steps, of all runs"
+        says = f"{metrics.label(metric)} against sampling steps, of all runs"
         plot = figures.against_steps(metric, curves, steps, f"quality-{i}", says)
         found.append({"metric": metric, "plot": plot})
     return found
@@ -139,7 +139,7 @@ def html(runs: Sequence[Record], names: Sequence[str]) -> str:
         runs=runs,
         names=names,
         version=__version__,
-        metrics=metrics(runs),
+        metrics=metric_names(runs),
         step_counts=step_counts(runs),
         warnings=warnings(runs, names),
         plots=_plots(runs),

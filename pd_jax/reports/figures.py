@@ -17,8 +17,9 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pd_jax.reports.report import LINEAR
+from pd_jax import metrics
 from pd_jax.runs.record import Line, StageRecord
+from pd_jax.storage.pixels import to_uint8
 
 INK, FAINT = "#010101", "#020202"
 STAND_INS = {INK: "currentColor", FAINT: "var(--line)"}
@@ -106,7 +107,7 @@ def against_steps(
         shown = _spaced(sorted(steps))
         axes.set_xticks(shown, [str(n) for n in shown])
         values = [value for curve in curves for _, value in curve.points]
-        if metric not in LINEAR and values and min(values) > LEAST:
+        if metrics.is_log(metric) and values and min(values) > LEAST:
             axes.set_yscale("log")
             _label_log(axes, values)
         axes.minorticks_off()
@@ -209,8 +210,7 @@ def tiles(images: np.ndarray, columns: int) -> str:
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
         y, x = row * (height + gap), column * (width + gap)
-        levels = np.round((np.clip(image, -1, 1) + 1) * 127.5)
-        grid[y : y + height, x : x + width, :shown] = levels[..., :shown]
+        grid[y : y + height, x : x + width, :shown] = to_uint8(image)[..., :shown]
         grid[y : y + height, x : x + width, shown] = 255
     buffer = io.BytesIO()
     Image.fromarray(grid).save(buffer, format="PNG", optimize=True)

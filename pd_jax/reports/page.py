@@ -13,11 +13,10 @@ import jinja2
 import numpy as np
 from etils import epath
 
-from pd_jax import __version__
+from pd_jax import __version__, metrics, samplers
 from pd_jax import config as configs
 from pd_jax.reports import figures
 from pd_jax.reports.figures import STUDENT, TEACHER, Curve
-from pd_jax.reports.report import LABELS, MAIN
 from pd_jax.runs import record as records
 from pd_jax.runs.record import Record
 from pd_jax.storage.writers import write_whole
@@ -42,7 +41,8 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     env.filters |= {"figure": figure_text, "seconds": seconds_text, "plain": plain}
-    env.globals |= {"label": lambda metric: LABELS.get(metric, metric)}
+    env.globals |= {"label": metrics.label}
+    env.globals |= {"sampler": lambda method: samplers.get(method).label}
     return env
 
 
@@ -187,7 +187,7 @@ def _quality(record: Record) -> list[dict]:
             Curve(record.points("teacher", metric), TEACHER, "s"),
             Curve(record.points("student", metric), STUDENT),
         )
-        says = f"{LABELS.get(metric, metric)} against sampling steps"
+        says = f"{metrics.label(metric)} against sampling steps"
         plot = figures.against_steps(
             metric, curves, record.step_counts, f"quality-{i}", says
         )
@@ -197,7 +197,7 @@ def _quality(record: Record) -> list[dict]:
 
 def summary(record: Record) -> dict | None:
     """The fewest-step student beside the teacher, by the first of the main metrics."""
-    metric = next((m for m in MAIN if m in record.metrics), None)
+    metric = next((m for m in metrics.main() if m in record.metrics), None)
     if metric is None:
         return None
     student, teacher = (record.points(m, metric) for m in ("student", "teacher"))

@@ -9,25 +9,20 @@ from etils import epath
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pd_jax import metrics, samplers
 from pd_jax.config.setup import Setup
 from pd_jax.evaluation.evaluation import Evaluation
-from pd_jax.evaluation.rows import Row
+from pd_jax.evaluation.rows import Row, row_of
+from pd_jax.storage.pixels import to_uint8
 from pd_jax.storage.writers import write_whole
 
 # Two colours that stay apart in print and to colour-blind eyes.
 COLOURS = {"teacher": "#b35806", "student": "#3a5fa8"}
-LABELS = {
-    "frechet_pixels": "Frechet distance on pixels",
-    "fid": "FID",
-    "inception_score": "Inception Score (higher is better)",
-    "kid": "KID",
-    "precision": "precision (higher is better)",
-    "recall": "recall (higher is better)",
-    "rmse_to_teacher": "RMSE to the teacher's own best samples",
-    "rmse_to_exact": "RMSE to the exact probability-flow map",
-}
-LINEAR = {"inception_score", "kid", "precision", "recall"}  # may be 0, or below
-MAIN = ("fid", "frechet_pixels", "rmse_to_teacher", "rmse_to_exact")
+
+
+def metric_names(rows: list[dict]) -> list[str]:
+    """All metrics of the rows; those measured by an older version may have fewer."""
+    return list(dict.fromkeys(name for row in rows for name in row["metrics"]))
 
 
 def table(rows: list[dict], everything: bool = True) -> str:
@@ -35,22 +30,22 @@ def table(rows: list[dict], everything: bool = True) -> str:
 
     Not `everything`: the three main metrics, within the 80 columns of a terminal.
     """
-    metrics = list(rows[0]["metrics"])
+    names = metric_names(rows)
     if not everything:
-        metrics = [metric for metric in MAIN if metric in metrics][:3]
+        names = [name for name in metrics.main() if name in names][:3]
     found = {
         (r["num_steps"], metric, r["model"]): f"{value:#.3g}"
         for r in rows
         for metric, value in r["metrics"].items()
-        if metric in metrics
+        if metric in names
     }
-    lines = [["steps", *metrics], ["", *["teacher / student"] * len(metrics)]]
+    lines = [["steps", *names], ["", *["teacher / student"] * len(names)]]
     for steps in sorted({r["num_steps"] for r in rows}, reverse=True):
         cells = [
             " / ".join(
                 found.get((steps, metric, model), "").rjust(7) for model in COLOURS
             )
-            for metric in metrics
+            for metric in names
         ]
         lines.append([str(steps), *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -70,36 +65,38 @@ def _png(figure: Figure) -> bytes:
 
 def plot_quality(rows: list[dict]) -> bytes:
     """Every metric against sampling steps, teacher and students, log axes; a PNG."""
-    metrics, sampler = list(rows[0]["metrics"]), rows[0]["sampler"]
-    sampler = {"ddim": "DDIM", "heun": "Heun"}.get(sampler, sampler)
-    columns = min(3, len(metrics))
-    lines = -(-len(metrics) // columns)
+    names = metric_names(rows)
+    sampler = samplers.get(rows[0]["sampler"]).label
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.8 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in panels[len(metrics) :]:
+    for axes in panels[len(names) :]:
         axes.set_visible(False)
-    for axes, metric in zip(panels, metrics):
+    for axes, metric in zip(panels, names):
         for model, marker in (("teacher", "s"), ("student", "o")):
             points = sorted(
                 (r["num_steps"], r["metrics"][metric])
                 for r in rows
-                if r["model"] == model
+                if r["model"] == model and metric in r["metrics"]
             )
-            name = {"teacher": f"teacher, {sampler}", "student": "distilled students"}
-            name = name[model]
-            axes.plot(*zip(*points), marker=marker, color=COLOURS[model], label=name)
+            if not points:
+                continue
+            label = {"teacher": f"teacher, {sampler}", "student": "distilled students"}
+            style = dict(marker=marker, color=COLOURS[model], label=label[model])
+            axes.plot(*zip(*points), **style)
         axes.set(xscale="log", xlabel="sampling steps")
-        axes.set_title(LABELS.get(metric, metric), fontsize=10)
+        axes.set_title(metrics.label(metric), fontsize=10)
         steps = sorted({r["num_steps"] for r in rows})
         axes.set_xticks(steps, [str(s) for s in steps])
-        if metric not in LINEAR:
+        if metrics.is_log(metric):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[len(metrics) - 1].legend(frameon=False)
+    panels[len(names) - 1].legend(frameon=False)
     return _png(figure)
 
 
@@ -108,13 +105,13 @@ def image_grid(images: np.ndarray, side: int = 8, pixels: int = 512) -> bytes:
     images = images[: side * side]
     height, width, channels = images.shape[1:]
     scale = max(1, pixels // (side * max(height, width)))
-    grid = np.full((side * (height + 1) - 1, side * (width + 1) - 1, channels), 255)
+    size = side * (height + 1) - 1, side * (width + 1) - 1, channels
+    grid = np.full(size, 255, np.uint8)
     for i, image in enumerate(images):
         row, column = divmod(i, side)
         y, x = row * (height + 1), column * (width + 1)
-        levels = np.round((np.clip(image, -1, 1) + 1) * 127.5)
-        grid[y : y + height, x : x + width] = levels
-    grid = grid.astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
+        grid[y : y + height, x : x + width] = to_uint8(image)
+    grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
     buffer = io.BytesIO()
     Image.fromarray(grid[..., 0] if channels == 1 else grid[..., :3]).save(
         buffer, format="PNG"
@@ -191,9 +188,7 @@ def _write(
 ) -> None:
     rows = report["rows"]
     files = {"quality.png": plot_quality(rows)}
-    files |= pictures(
-        evaluation, setup, [Row(r["model"], r["num_steps"]) for r in rows]
-    )
+    files |= pictures(evaluation, setup, [row_of(entry) for entry in rows])
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in report["seconds"].items())
     early = ", ".join(
         f"{stage} after {updates['done']} of {updates['planned']} updates"
@@ -212,7 +207,8 @@ def _write(
         *(
             f"- {name}: {words}"
             for name, words in protocol.items()
-            if name in ("samples", "fid", *rows[0]["metrics"])
+            if name in ("samples", *metric_names(rows))
+            or words.startswith("not measured")
         ),
         "",
         f"Time: {seconds}.",

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pd_jax import checkpoint
 from pd_jax import config as configs
-from pd_jax.evaluation.rows import Row, check_entry, planned_rows
+from pd_jax.evaluation.rows import Row, check_entry, planned_rows, row_of
 from pd_jax.reports import report
 from pd_jax.runs import workdir as workdirs
 from pd_jax.runtime import console
@@ -106,8 +106,8 @@ def read(workdir: str | os.PathLike) -> Status:
     _read_lines(workdir / "metrics.jsonl", stages)
     for stage in stages:
         _read_checkpoints(workdir / "checkpoints" / stage.name, stage, warnings)
-    found = {(row["model"], row["num_steps"]) for row in rows}
-    missing = [row for row in wanted if tuple(row) not in found]
+    measured = {row_of(entry).name for entry in rows}
+    missing = [row for row in wanted if row.name not in measured]
     if finished:
         said = finished.get("warnings")
         warnings += map(str, said if isinstance(said, list) else [])
@@ -183,9 +183,8 @@ def _plan(workdir: epath.Path, config: dict) -> tuple[list[StageStatus], list[Ro
         for key in (*configs.trainings(config), "eval"):
             known[key].update(config[key])
         stages = configs.stages(known, names)
-        counts = [s.num_steps for name, s in stages if name != "teacher"]
-        rows = planned_rows(known["eval"], counts)
-        return [StageStatus(s.name, int(s.updates)) for _, s in stages], rows
+        rows = planned_rows(known["eval"], [(method, s) for _, method, s in stages])
+        return [StageStatus(s.name, int(s.updates)) for *_, s in stages], rows
     except (LookupError, TypeError, ValueError, AttributeError):
         found = ["teacher"] * ("teacher" in names) + [f"student_{n}" for n in students]
         return [StageStatus(name, None) for name in found], []
@@ -195,7 +194,7 @@ def _rows(workdir: epath.Path, warnings: list[str]) -> list[dict]:
     """Entries of the rows that are measured."""
     rows = []
     for name in _names(workdir / "evaluation"):
-        if not re.fullmatch(r"(teacher|student)_[0-9]+\.json", name):
+        if not re.fullmatch(r"\w+_[0-9]+\.json", name):
             continue
         try:
             rows.append(check_entry(files.read_json(workdir / "evaluation" / name)))

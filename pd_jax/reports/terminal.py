@@ -7,7 +7,7 @@ import jaxlib
 import numpy as np
 from etils import epath
 
-from pd_jax import __version__
+from pd_jax import __version__, metrics
 from pd_jax.config.setup import Setup
 from pd_jax.reports import report as reports
 from pd_jax.runtime import console
@@ -34,7 +34,6 @@ class Terminal:
           setup: the run's.
           present: what is in its folder already, in words.
         """
-        self._setup = setup
         devices = jax.devices()
         weights = sum(a.size for a in jax.tree.leaves(setup.shapes))
         stages = [stage.name for t in setup.trainings for stage in t.stages]
@@ -74,9 +73,9 @@ class Terminal:
         console.show(reports.table(report["rows"], everything=False))
         for warning in report["warnings"]:
             console.warn(f"warning: {warning}")
-        setup = self._setup
-        if not setup.config.eval.inception and len(setup.dataset.shape) == 3:
-            console.say("FID not measured: no Inception weights given (eval.inception)")
+        for name, words in report["protocol"].items():
+            if words.startswith("not measured"):
+                console.say(f"{metrics.label(name)} {words}")
         times = [f"{name} {value:.0f} s" for name, value in report["seconds"].items()]
         console.say(f"time: {', '.join(times)}")
         written = [name for name in FILES if (self._workdir / name).exists()]

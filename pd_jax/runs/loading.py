@@ -18,9 +18,9 @@ from pd_jax import __version__, models, schedules
 from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config import setup
-from pd_jax.evaluation.rows import Row, check_entry
+from pd_jax.evaluation.rows import Row, check_entry, student_rows
 from pd_jax.models import Model
-from pd_jax.training.method import state_shapes
+from pd_jax.training.method import Method, state_shapes
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
@@ -29,7 +29,10 @@ from pd_jax.students.student import Student
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL
 
-KEPT = ("num_steps", "shape", "clip", "sampler", "labels", "metrics", "facts")
+KEPT = (
+    *("num_steps", "step_counts", "shape", "clip", "sampler", "labels"),
+    *("metrics", "facts"),
+)
 
 
 def load(
@@ -66,7 +69,10 @@ def load(
         if teacher or num_steps in (None, found.num_steps):
             return found
         steps = found.steps(num_steps, force)
-        return dataclasses.replace(found, num_steps=steps, metrics={})
+        counts = found.step_counts if steps in found.step_counts else ()
+        return dataclasses.replace(
+            found, num_steps=steps, step_counts=counts, metrics={}
+        )
     except Refused:
         raise
     except ValueError as error:
@@ -169,19 +175,22 @@ def _from_workdir(workdir: epath.Path, num_steps: int | None, force: bool) -> St
     config = read_config(workdir)
     if num_steps == 0:
         return _teacher(workdir, config)
-    stages = list(finished(workdir, config))
+    stages = {
+        n: (training, stage)
+        for training, method, stage in finished(workdir, config)
+        for n in method.step_counts(stage)
+    }
     if not stages:
         raise Refused(f"{workdir}: no student is finished yet")
-    counts = [stage.num_steps for _, stage in stages]
     if num_steps is None:
-        return of_stage(workdir, config, *stages[-1])
-    if num_steps not in counts and not force:
+        num_steps = list(stages)[-1]
+    if num_steps not in stages and not force:
         raise Refused(
             f"{workdir} has no finished student of {num_steps} steps: there are those "
-            f"of {', '.join(map(str, counts))}; in Python, force=True takes the nearest"
+            f"of {', '.join(map(str, stages))}; in Python, force=True takes the nearest"
         )
-    nearest = min(stages, key=lambda each: abs(np.log(each[1].num_steps / num_steps)))
-    return of_stage(workdir, config, *nearest)
+    nearest = min(stages, key=lambda n: abs(np.log(n / num_steps)))
+    return of_stage(workdir, config, *stages[nearest], num_steps=nearest)
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
@@ -195,28 +204,31 @@ def read_config(workdir: epath.Path) -> ConfigDict:
         raise Refused(f"{path}: {error}") from error
 
 
-def _begun(workdir: epath.Path, config: ConfigDict) -> list[tuple[str, Stage]]:
-    """The stages that have checkpoints, in order, each with its training's name."""
+def _begun(
+    workdir: epath.Path, config: ConfigDict
+) -> list[tuple[str, Method, Stage]]:
+    """The stages that have checkpoints, in order, each with its training and method."""
     kept = workdir / "checkpoints"
     begun = {
         folder.name
         for folder in (kept.iterdir() if kept.exists() else ())
         if any(saved.name.isdigit() for saved in folder.iterdir())
     }
-    stages = configs.stages(config, begun)
-    return [(name, stage) for name, stage in stages if stage.name in begun]
+    return [each for each in configs.stages(config, begun) if each[-1].name in begun]
 
 
-def finished(workdir: epath.Path, config: ConfigDict) -> Iterator[tuple[str, Stage]]:
-    """The finished stages with a student, in order, each with its training's name."""
-    for name, stage in _begun(workdir, config):
+def finished(
+    workdir: epath.Path, config: ConfigDict
+) -> Iterator[tuple[str, Method, Stage]]:
+    """The finished stages of students, in order, each with its training and method."""
+    for name, method, stage in _begun(workdir, config):
         with StageCheckpoints(workdir, stage, writes=False) as kept:
             if kept.finished and name != "teacher":
-                yield name, stage
+                yield name, method, stage
 
 
 def _teacher(workdir: epath.Path, config: ConfigDict) -> Student:
-    name, stage = configs.stages(config)[0]
+    name, _, stage = configs.stages(config)[0]
     if name != "teacher":
         raise Refused(
             f"{workdir}: its teacher was not trained there, so none is kept: "
@@ -232,10 +244,20 @@ def of_stage(
     training: str,
     stage: Stage,
     built: setup.Setup | None = None,
+    num_steps: int | None = None,
 ) -> Student:
     """The model of a finished stage of a config's training, as its checkpoint says.
 
-    Where the network has no name, it is that of the run's own setup, `built`.
+    Args:
+      workdir, config: the run's.
+      training: the training's name.
+      stage: the stage.
+      built: the run's own setup, for a network without a name.
+      num_steps: its steps by default, one of those that it was made for; default the
+        fewest.
+
+    Raises:
+      Refused: where that cannot be told, or the stage is not finished.
     """
     if config.model.name == configs.GIVEN and built is None:
         raise Refused(
@@ -255,12 +277,18 @@ def of_stage(
         here = SingleDeviceSharding(jax.local_devices()[0])
         like = _on(here, state_shapes(method, stage, weights))
         params = jax.device_get(kept.handed_over(like, method)[MODEL])
+    students = student_rows(method, stage, config.eval.sampler)
+    made_for = [row for row in students if num_steps in (None, row.num_steps)]
+    teacher = Row("teacher", 0, stage.name, config.eval.sampler)
+    row = made_for[-1] if made_for else teacher
+    counts = method.step_counts(stage)
     return Student(
         **described,
         params=params,
-        num_steps=stage.num_steps,
-        sampler=config.eval.sampler,
-        metrics=_metrics(workdir, Row("student", stage.num_steps)),
+        num_steps=row.num_steps,
+        step_counts=counts if len(counts) > 1 else (),
+        sampler=row.sampler,
+        metrics=_metrics(workdir, row) if made_for else {},
         facts={
             "stage": stage.name,
             "data": facts["data"],
@@ -293,7 +321,7 @@ def _chain(workdir: epath.Path, config: ConfigDict, stage: Stage | None) -> list
 
     The last one of a ladder whose teacher is not kept there names that.
     """
-    stages = {stage.name: stage for _, stage in _begun(workdir, config)}
+    stages = {stage.name: stage for *_, stage in _begun(workdir, config)}
     chain = []
     while stage is not None:
         with StageCheckpoints(workdir, stage, writes=False) as kept:

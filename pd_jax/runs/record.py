@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax.evaluation.rows import check_entry
+from pd_jax.evaluation.rows import check_entry, row_of
 from pd_jax.storage import files
 from pd_jax.storage.writers import JsonLines
 from pd_jax.training.stage import Stage
@@ -151,8 +151,11 @@ class Record:
 
     def samples(self, model: str, num_steps: int) -> np.ndarray | None:
         """The first samples of a row [N, ...], from the same noise as the reference."""
-        name = f"{model}_{num_steps}.npy"
-        return self._like(_samples(self.folder / "evaluation" / name))
+        for row in self.rows:
+            if (row["model"], row["num_steps"]) == (model, num_steps):
+                path = self.folder / "evaluation" / f"{row_of(row).name}.npy"
+                return self._like(_samples(path))
+        return None
 
     def _like(self, x: np.ndarray | None) -> np.ndarray | None:
         """`x` where its examples have the reference's shape, else None."""
@@ -240,9 +243,9 @@ def _stages(folder: epath.Path, config: ConfigDict, report: dict) -> list[StageR
     updates = report.get("updates", {})
     planned = configs.stages(config, begun | set(updates))
     if updates:  # without the stages that were left out
-        planned = [(name, stage) for name, stage in planned if stage.name in updates]
-    trainings = {stage.name: name for name, stage in planned}
-    planned = [stage for _, stage in planned]
+        planned = [each for each in planned if each[-1].name in updates]
+    trainings = {stage.name: name for name, _, stage in planned}
+    planned = [stage for *_, stage in planned]
     facts = {stage.name: _facts(folder, stage) for stage in planned}
     found = []
     for stage in planned:

@@ -127,7 +127,6 @@ class _Run:
         self.stages = Stages(setup, workdir)
         self.evaluation = Evaluation(setup, workdir)
         self.accounted = 0.0  # seconds of this process that a stage or row has counted
-        self.students = {s.num_steps: s for s in setup.trainings[-1].stages}
 
     def all(self) -> dict:
         """Everything, in order; returns the report."""
@@ -186,9 +185,13 @@ class _Run:
         later = stages[stages.index(stage) + 1 :]
         if self.begun.intersection(later):
             return True
-        if stage in self.setup.trainings[-1].stages:
-            return self.evaluation.done(Row("student", stage.num_steps))
-        return self.evaluation.begun
+        if stage.name == "teacher":
+            return self.evaluation.begun
+        return any(map(self.evaluation.done, self._rows(stage)))
+
+    def _rows(self, stage: Stage) -> list[Row]:
+        """The rows of a stage's model."""
+        return [row for row in rows(self.setup) if row.stage == stage.name]
 
     def _restore(self, training, stage, kept) -> tuple[TrainState, dict] | None:
         """The newest checkpoint of a stage that can be read, those above set aside."""
@@ -250,6 +253,8 @@ class _Run:
             made = {"teacher": before[-1] if before else released or None}
             made["precision"] = self.setup.model.dtype.name
             made["labels"] = getattr(self.setup.dataset, "label_names", ()) or None
+            made["step_counts"] = training.method.step_counts(stage)
+            made["sampler"] = training.method.sampler or self.setup.config.eval.sampler
             made |= self.stages.sampler(stage) | {"devices": processes.devices()}
             saved = loop.done
             while True:
@@ -278,18 +283,24 @@ class _Run:
             )
             self.progress.say(f"{stage.name}: stopped {kept_at}")
         self.interrupt.check()
-        if training.method.needs_teacher and self.callbacks.hear("on_student"):
+        if training.name != "teacher" and self.callbacks.hear("on_student"):
             given = self.workdir, self.setup.config, training.name, stage, self.setup
             self.callbacks.on_student(loading.of_stage(*given))
 
     def _end_where_worse(self, training: Training, stage: Stage) -> None:
         """Ends the ladder at a student that is worse than its teacher, if asked to."""
-        row, setup = Row("student", stage.num_steps), self.setup
-        section = setup.config[training.name]
-        if section.get("on_regression") != "stop" or row not in rows(setup):
+        setup, section = self.setup, self.setup.config[training.name]
+        if section.get("on_regression") != "stop":
             return
-        self._evaluate([regressions.taught_by(row, setup), row])
-        if processes.agree(lambda: regressions.regression(row, setup, self.evaluation)):
+        students = self._rows(stage)
+        for row in students:
+            self._evaluate([regressions.taught_by(row, setup), row])
+
+        def worse() -> bool:
+            texts = [regressions.regression(r, setup, self.evaluation) for r in students]
+            return any(texts)
+
+        if processes.agree(worse):
             del training.stages[training.stages.index(stage) + 1 :]
             self.progress.warn(f"{stage.name} is worse than its teacher: the last one")
 
@@ -304,16 +315,15 @@ class _Run:
             self.progress.advance(work, text)
 
         if missing:
-            first, ladder = self.setup.trainings[0], self.setup.trainings[-1]
             teacher = self.setup.released  # None for the exact one
-            if not first.method.needs_teacher:
-                teacher = self.stages.handed_over(first, first.stages[-1])[MODEL]
+            if self.setup.trainings[0].name == "teacher":
+                teacher = self.stages.result("teacher")[MODEL]
             evaluation.prepare(teacher, advance)
+        stages = {stage.name: (training, stage) for training, stage in self.setup.stages}
         for row in missing:
             params = teacher
             if row.model == "student":
-                stage = self.students[row.num_steps]
-                params = self.stages.handed_over(ladder, stage)[MODEL]
+                params = self.stages.handed_over(*stages[row.stage])[MODEL]
             evaluation.measure(row, params, time.monotonic() - began, advance)
             if processes.is_first():
                 shown = evaluation.kept(row.name)[:GRID]

@@ -43,6 +43,7 @@ KINDS = {
     "facts": dict,
     "digests": dict,
 }
+OPTIONAL = {"step_counts": []}  # lacking in older files, with what they then mean
 
 
 def flatten(params: Any) -> dict[str, Any]:
@@ -77,12 +78,12 @@ def unflatten(weights: dict[str, Any]) -> dict:
 
 def digest(weights: dict[str, np.ndarray]) -> str:
     """SHA-256 of arrays with their names, shapes and types; order does not matter."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name in sorted(weights):
         array = np.asarray(weights[name], order="C")
-        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+        sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
 
 
 def write(
@@ -172,12 +173,12 @@ class Bundle:
         try:
             weights = {n: self._file.get_tensor(PARAMS + n) for n in self.shapes}
             program = self._file.get_tensor(SAMPLER)
-            found = {
+            sums = {
                 "params": digest(weights),
                 "sampler": hashlib.sha256(program.tobytes()).hexdigest(),
             }
-            for part, kept in self.content["digests"].items():
-                if found.get(part) != kept:
+            for part, expected in self.content["digests"].items():
+                if sums.get(part) != expected:
                     raise ValueError(f"its {part} are not those that were written")
             return unflatten(weights)
         except Exception as error:
@@ -192,28 +193,34 @@ def _content(metadata: dict[str, str] | None) -> dict:
     if len(sealed) > files.MOST_JSON_BYTES:
         raise ValueError(f"more than {files.MOST_JSON_BYTES} bytes of metadata")
     sealed = json.loads(sealed)
-    found = sealed["content"]
-    if _sum(found) != sealed["sha256"]:
+    content = sealed["content"]
+    if _sum(content) != sealed["sha256"]:
         raise ValueError("its metadata are not those that were written")
-    if found["format"] != FORMAT:
+    if content["format"] != FORMAT:
         raise ValueError(
-            f"its format is {str(found['format'])[:20]}, and this version of pd_jax "
+            f"its format is {str(content['format'])[:20]}, and this version of pd_jax "
             f"reads {FORMAT}"
         )
+    content = OPTIONAL | content
     for key, kind in KINDS.items():
-        if key not in found or not isinstance(found[key], kind):
-            raise ValueError(f"{key} is {str(found.get(key))[:100]}")
-    if set(found["digests"]) != {"params", SAMPLER}:
+        if key not in content or not isinstance(content[key], kind):
+            raise ValueError(f"{key} is {str(content.get(key))[:100]}")
+    if set(content["digests"]) != {"params", SAMPLER}:
         raise ValueError("it has no checksums")
-    if not 1 <= found["num_steps"] <= MOST_STEPS:
-        raise ValueError(f"num_steps is {found['num_steps']}")
-    _check_shape(found["shape"])
-    labels = found["labels"]
+    if not 1 <= content["num_steps"] <= MOST_STEPS:
+        raise ValueError(f"num_steps is {content['num_steps']}")
+    counts = content["step_counts"]
+    if not isinstance(counts, list) or not all(
+        type(n) is int and 1 <= n <= MOST_STEPS for n in counts
+    ):
+        raise ValueError(f"step_counts is {str(counts)[:100]}")
+    _check_shape(content["shape"])
+    labels = content["labels"]
     if isinstance(labels, list) and not all(isinstance(name, str) for name in labels):
         raise ValueError("its labels are not names")
     if isinstance(labels, int) and not 0 <= labels < 2**31:
         raise ValueError(f"labels is {str(labels)[:100]}")
-    return found
+    return content
 
 
 def _check_shape(shape: list) -> None:

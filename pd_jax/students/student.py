@@ -18,6 +18,7 @@ from pd_jax.models import Model
 from pd_jax.runtime import registry
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
+from pd_jax.storage.pixels import to_uint8
 from pd_jax.students import bundle
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -31,7 +32,7 @@ class Student:
     Attributes:
       model: a `models.Model`, or anything with its `denoiser` and `cast`.
       params: its weights, a pytree of arrays; nested dicts of a network with a name.
-      num_steps: sampling steps it was made for; 0 for a teacher of any.
+      num_steps: sampling steps by default; 0 for a teacher of any.
       schedule: the noise levels it was trained on.
       shape: of one sample: [H, W, C] of an image, which is sampled as uint8; of other
         shapes samples are float32.
@@ -40,6 +41,7 @@ class Student:
       labels: of a class-conditional model, the classes' names or their number.
       metrics: what was measured of its samples.
       facts: where it comes from, as JSON.
+      step_counts: all numbers of steps that it was made for; () for num_steps alone.
     """
 
     model: Any
@@ -52,12 +54,18 @@ class Student:
     labels: Sequence[str] | int | None = None
     metrics: dict = dataclasses.field(default_factory=dict)
     facts: dict = dataclasses.field(default_factory=dict)
+    step_counts: tuple[int, ...] = ()
 
     def __post_init__(self):
         samplers.parse(self.sampler)
         object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "step_counts", tuple(self.step_counts))
         if self.num_steps < 0:
             raise ValueError(f"num_steps={self.num_steps}: at least 0")
+        if self.step_counts and self.num_steps not in self.step_counts:
+            raise ValueError(
+                f"num_steps={self.num_steps} is none of step_counts={self.step_counts}"
+            )
         network = getattr(self.model, "network", None)
         classes = getattr(network, "num_classes", self.num_classes)
         if max(classes, 1) != max(self.num_classes, 1):
@@ -98,10 +106,12 @@ class Student:
             raise ValueError("a teacher of any number of steps: give num_steps")
         if num_steps in (None, self.num_steps):
             return self.num_steps
-        if self.num_steps and not force:
+        if self.num_steps and num_steps not in self.step_counts and not force:
+            counts = self.step_counts or (self.num_steps,)
             raise ValueError(
-                f"num_steps={num_steps}: this student was made for {self.num_steps}; "
-                "force=True samples with another number, at a loss of quality"
+                f"num_steps={num_steps}: this student was made for "
+                f"{', '.join(map(str, counts))}; force=True samples with another "
+                "number, at a loss of quality"
             )
         if num_steps not in range(1, bundle.MOST_STEPS + 1):
             raise ValueError(
@@ -143,7 +153,8 @@ class Student:
           num: how many.
           label: a class by number or name, or one for each sample; None draws them,
             each class as likely as the others.
-          num_steps: other steps than its own, with `force`; a teacher needs them.
+          num_steps: another of its `step_counts`, or, with `force`, any; a teacher
+            needs it.
           sampler: another method of `samplers.sample`.
           batch: samples that are drawn at once, over all devices.
 
@@ -170,52 +181,82 @@ class Student:
         batch: int = 256,
     ) -> np.ndarray:
         """The samples at `places` [N] of `sample`'s order; as there otherwise."""
-        method = sampler or self.sampler
-        samplers.parse(method)
-        steps = jnp.int32(self.steps(num_steps, force))
+        steps = self.steps(num_steps, force)
         if label is None or isinstance(label, int | str | np.integer):
             label = [label] * len(places)
         if len(label) != len(places):
             raise ValueError(f"{len(label)} labels for {len(places)} samples")
         label = np.array([self.label_of(one) for one in label], np.int32)
-        split, params = self._placed
+        split, placed = self._placed
         size = -(-min(batch, len(places)) // split.mesh.size) * split.mesh.size
         parts = []
         for first in range(0, len(places), size):
             rows = np.minimum(np.arange(first, first + size), len(places) - 1)
-            place = jax.device_put(places[rows].astype(np.uint32), split)
-            given = jax.device_put(label[rows], split)
-            found = self._draw(params, key, place, given, steps, method)
-            parts.append(np.asarray(found)[: len(places) - first])
-        return np.concatenate(parts)
+            x = placed.draw(key, places[rows], label[rows], steps, split, sampler)
+            parts.append(np.asarray(x)[: len(places) - first])
+        x = np.concatenate(parts)
+        return to_uint8(x) if self.is_image else x
 
     @functools.cached_property
-    def _placed(self) -> tuple[NamedSharding, dict]:
-        """How a batch lies on all devices, and the weights on each of them."""
+    def _placed(self) -> tuple[NamedSharding, "Student"]:
+        """How a batch lies on all devices, and the student with its weights on each."""
         mesh = Mesh(np.array(jax.local_devices()), ("batch",))
         params = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
-        return NamedSharding(mesh, PartitionSpec("batch")), params
+        placed = dataclasses.replace(self, params=params)
+        return NamedSharding(mesh, PartitionSpec("batch")), placed
 
-    @functools.cached_property
-    def _draw(self):
-        return jax.jit(self._samples, static_argnums=5)
-
-    def _samples(self, params, key, place, label, num_steps, method):
-        """Samples at places [B], pure; label [B] int32, `ANY` for any."""
-        if self.num_classes > 1:
-            drawn = samplers.labels(key, place, self.num_classes)
-            label = jnp.where(label == ANY, drawn, label)
-        else:
-            label = None
-        denoise = self.model.denoiser(self.model.cast(params), label)
-        z = samplers.noise(key, place, self.shape)
-        keys = samplers.step_keys(key, place)
-        x = samplers.sample(
-            denoise, z, num_steps, self.schedule, method, self.clip, keys
+    def _recipe(
+        self, sampler: str | None = None, split: NamedSharding | None = None
+    ) -> "_Recipe":
+        return _Recipe(
+            self.model,
+            self.schedule,
+            self.shape,
+            self.clip,
+            sampler or self.sampler,
+            self.num_classes,
+            split,
         )
-        if not self.is_image:
-            return x
-        return jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+    def draw(
+        self,
+        key: jax.Array,
+        places: np.ndarray,
+        labels: np.ndarray | None,
+        num_steps: int,
+        split: NamedSharding,
+        sampler: str | None = None,
+    ) -> jax.Array:
+        """A batch of samples, before images become uint8: all sampling is done here.
+
+        Students that differ in nothing but weights and steps share one compiled
+        program for each size of a batch.
+
+        Args:
+          key: `jax.random.key(seed)`.
+          places: [B], of the samples, as `at` has them.
+          labels: [B], numbers of classes, `ANY` to draw one; None draws all.
+          num_steps: any.
+          split: how the batch lies on devices, maybe of several processes. The weights
+            must be on each of them.
+          sampler: another method of `samplers.sample`.
+
+        Returns:
+          Floats [B, ...], the same on all devices.
+        """
+        if labels is None:
+            labels = np.full(len(places), ANY)
+        batch = places.astype(np.uint32), labels.astype(np.int32)
+        recipe, steps = self._recipe(sampler, split), jnp.int32(num_steps)
+        return _draw(recipe, self.params, key, *jax.device_put(batch, split), steps)
+
+    def trace(self, size: int, split: NamedSharding) -> jax.stages.Traced:
+        """`draw` of a batch of some size on shapes, to be lowered for any platform."""
+        of = jax.ShapeDtypeStruct
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        batch = of((size,), jnp.uint32), of((size,), jnp.int32)
+        recipe, steps = self._recipe(split=split), of((), jnp.int32)
+        return _draw.trace(recipe, self.params, key, *batch, steps)
 
     def program(self) -> bytes:
         """The sampler as a program that needs jax alone: see docs/bundle_alone.py.
@@ -232,32 +273,34 @@ class Student:
         """
         if not self.num_steps:
             raise ValueError("a teacher has no steps of its own: give it num_steps")
-        portable = dataclasses.replace(self, model=_portable(self.model))
+        recipe = dataclasses.replace(self._recipe(), model=_portable(self.model))
 
         def sampler(weights, key, place, label=None):
             key = jax.random.wrap_key_data(key, impl="threefry2x32")
             params = jax.tree.unflatten(structure, [weights[name] for name in names])
             steps = jnp.int32(self.num_steps)
-            return portable._samples(params, key, place, label, steps, self.sampler)
+            x = _sample(recipe, params, key, place, label, steps)
+            return to_uint8(x) if self.is_image else x
 
         (b,) = export.symbolic_shape("b")
         weights, of = bundle.flatten(self.params), jax.ShapeDtypeStruct
         weights = {bundle.PARAMS + name: array for name, array in weights.items()}
         names, structure = list(weights), jax.tree.structure(self.params)
-        given = [
+        arguments = [
             {name: of(array.shape, array.dtype) for name, array in weights.items()},
             *(of((2,), jnp.uint32), of((b,), jnp.uint32), of((b,), jnp.int32)),
         ]
-        given = given if self.num_classes > 1 else given[:3]
+        arguments = arguments if self.num_classes > 1 else arguments[:3]
         try:
             with _without_locations():
-                found = export.export(jax.jit(sampler), platforms=PLATFORMS)(*given)
+                export_of = export.export(jax.jit(sampler), platforms=PLATFORMS)
+                program = export_of(*arguments)
         except Exception as error:  # whatever a network does with its shapes
             raise ValueError(
                 "the network cannot be exported for batches of any size (with "
                 f"z.shape[0] in place of len(z) most can): {files.brief(error)}"
             ) from error
-        return bytes(found.serialize())
+        return bytes(program.serialize())
 
     def save(self, path: str | os.PathLike) -> tuple[int, str]:
         """Writes a bundle: one file that `pd_jax.load` reads, and jax alone runs.
@@ -272,6 +315,7 @@ class Student:
         times = np.arange(self.num_steps, -1, -1) / max(self.num_steps, 1)
         content = {
             "num_steps": self.num_steps,
+            "step_counts": list(self.step_counts),
             "times": times.tolist(),
             "logsnr": np.asarray(self.schedule(jnp.asarray(times))).tolist(),
             "schedule": schedules.describe(self.schedule),
@@ -286,6 +330,51 @@ class Student:
             "facts": self.facts,
         }
         return bundle.write(path, self.params, self.program(), content)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """What a sampling program is compiled for."""
+
+    # Left out of the hash, as a network's fields may be lists; compared all the same.
+    model: Any = dataclasses.field(hash=False)
+    schedule: Schedule = dataclasses.field(hash=False)
+    shape: tuple[int, ...]
+    clip: bool
+    sampler: str
+    num_classes: int
+    split: NamedSharding | None
+
+
+def _sample(
+    recipe: _Recipe,
+    params: Any,
+    key: jax.Array,
+    place: jax.Array,
+    label: jax.Array | None,
+    num_steps: jax.Array,
+) -> jax.Array:
+    """Samples [B, ...] at places [B], pure; label [B] int32, `ANY` for any."""
+    if recipe.num_classes > 1:
+        drawn = samplers.labels(key, place, recipe.num_classes)
+        label = jnp.where(label == ANY, drawn, label)
+    else:
+        label = None
+    denoise = recipe.model.denoiser(recipe.model.cast(params), label)
+    z = samplers.noise(key, place, recipe.shape)
+    if recipe.split is not None:
+        z = jax.lax.with_sharding_constraint(z, recipe.split)
+    keys = samplers.step_keys(key, place)
+    x = samplers.sample(
+        denoise, z, num_steps, recipe.schedule, recipe.sampler, recipe.clip, keys
+    )
+    if recipe.split is not None:
+        same = NamedSharding(recipe.split.mesh, PartitionSpec())
+        x = jax.lax.with_sharding_constraint(x, same)
+    return x
+
+
+_draw = jax.jit(_sample, static_argnums=0)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 
+from pd_jax.metrics._metric import Metric
+
 
 def inception_score(logits: np.ndarray, splits: int = 1) -> float:
     """exp of the mean of KL(p(y|x) || p(y)) over examples, in float64; 1 to K.
@@ -39,3 +41,17 @@ def _score(log_p: np.ndarray) -> float:
     # The floor matters only to classes of probability 0, whose terms are 0.
     log_mean = np.log(np.maximum(p.mean(axis=0, keepdims=True), np.finfo(p.dtype).tiny))
     return np.exp(np.mean(np.sum(p * (log_p - log_mean), axis=1)))
+
+
+METRIC = Metric(
+    "inception_score",
+    "Inception Score",
+    lambda both: inception_score(both.samples.logits),
+    lambda run: (
+        f"{run.network}: of {run.num_samples} samples, one split, logits without bias"
+    ),
+    needs=("images", "features"),
+    higher_is_better=True,
+    log_axis=False,
+    column=3,
+)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from pd_jax.metrics.pairs import tiles, vectors
+from pd_jax.metrics._metric import Metric
+from pd_jax.metrics._pairs import tiles, vectors
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -40,3 +41,14 @@ def _within(x: np.ndarray) -> float:
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     base = x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1.0
     return base * base * base
+
+
+METRIC = Metric(
+    "kid",
+    "KID",
+    lambda both: kernel_distance(both.samples.kept, both.data.kept),
+    lambda run: f"{run.network}: cubic kernel distance of {run.kept}",
+    needs=("images", "features"),
+    log_axis=False,
+    column=4,
+)

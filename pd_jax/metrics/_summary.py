@@ -1,17 +1,17 @@
 """What is kept of a set of images, to compare it with another set."""
 
 import dataclasses
+import functools
 import io
 from collections.abc import Callable
 
 import numpy as np
 
-from pd_jax.metrics.frechet import frechet_distance, shrink
-from pd_jax.metrics.kernel import kernel_distance
+from pd_jax.metrics._moments import Moments, RunningMoments
+from pd_jax.metrics.frechet import shrink
 from pd_jax.metrics.manifold import precision_recall
-from pd_jax.metrics.moments import Moments, RunningMoments
-from pd_jax.metrics.score import inception_score
 from pd_jax.storage import files
+from pd_jax.storage.pixels import to_uint8
 
 SIDE = 16  # pixels a side at which the Frechet distance of pixels is taken, at most
 KEPT = 10_000  # examples whose features are kept for metrics that are no moments
@@ -39,10 +39,10 @@ class Summary:
     def add(self, x: np.ndarray) -> None:
         """Adds examples [B, ...]; images in [-1, 1]."""
         if x.ndim == 4 and self._features is not None:
-            found = self._features(to_uint8(x))
-            self._pool.add(found["pool"])
-            self._kept.append(found["pool"][: max(0, KEPT - self.num)])
-            self._logits.append(found["logits"])
+            features = self._features(to_uint8(x))
+            self._pool.add(features["pool"])
+            self._kept.append(features["pool"][: max(0, KEPT - self.num)])
+            self._logits.append(features["logits"])
         small = shrink(x, SIDE) if x.ndim == 4 else x
         self._pixels.add(small.reshape(len(x), -1))
         self.num += len(x)
@@ -62,20 +62,10 @@ class Summary:
         """Pooled features of the first examples, [N, D]; N = 0 without a network."""
         return np.concatenate(self._kept) if self._kept else np.zeros((0, 1))
 
-    def compare(self, reference: "Reference") -> dict[str, float]:
-        """Metrics of these examples as an imitation of the reference."""
-        metrics = {"frechet_pixels": frechet_distance(self.pixels, reference.pixels)}
-        if self._features is not None:
-            kept = self.kept
-            precision, recall = precision_recall(reference.kept, kept)
-            metrics |= {
-                "fid": frechet_distance(self.pool, reference.pool),
-                "inception_score": inception_score(np.concatenate(self._logits)),
-                "kid": kernel_distance(kept, reference.kept),
-                "precision": precision,
-                "recall": recall,
-            }
-        return metrics
+    @property
+    def logits(self) -> np.ndarray:
+        """Logits of all examples, [N, K]; there are none without a network."""
+        return np.concatenate(self._logits)
 
 
 @dataclasses.dataclass(eq=False)
@@ -118,15 +108,31 @@ class Reference:
     @classmethod
     def from_bytes(cls, content: bytes) -> "Reference":
         """Reads what `to_bytes` made; ValueError where it is damaged."""
-        found = files.parse_npz(content, "reference figures")
+        arrays = files.parse_npz(content, "reference figures")
         try:
-            pool = Moments(found["mu"], found["sigma"]) if "mu" in found else None
-            pixels = Moments(found["pixels_mu"], found["pixels_sigma"])
-            return cls(int(found["num"]), pixels, pool, found["kept"])
+            pool = Moments(arrays["mu"], arrays["sigma"]) if "mu" in arrays else None
+            pixels = Moments(arrays["pixels_mu"], arrays["pixels_sigma"])
+            return cls(int(arrays["num"]), pixels, pool, arrays["kept"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"reference figures lack {error}") from error
 
 
-def to_uint8(x: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] as grey levels 0..255, to the nearest."""
-    return np.round((np.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+@dataclasses.dataclass(eq=False)
+class Comparison:
+    """A row's samples and what they are compared with.
+
+    Attributes:
+      samples, data: figures of the samples, and of the data.
+      first: the first samples [n, ...].
+      references: by name, samples from the same noise as the first.
+    """
+
+    samples: Summary
+    data: Reference
+    first: np.ndarray
+    references: dict[str, np.ndarray]
+
+    @functools.cached_property
+    def precision_recall(self) -> tuple[float, float]:
+        """Both, of the features kept; two metrics, computed once."""
+        return precision_recall(self.data.kept, self.samples.kept)

@@ -1,0 +1,24 @@
+"""Frechet distance on raw values, which needs no network."""
+
+from pd_jax.metrics._metric import Metric, Procedure
+from pd_jax.metrics._summary import SIDE
+from pd_jax.metrics.frechet import frechet_distance
+
+
+def _sentence(run: Procedure) -> str:
+    small = len(run.shape) == 3 and max(run.shape[:2]) > SIDE
+    averaged = f", averaged down to at most {SIDE} pixels a side" * small
+    return (
+        f"Frechet distance of {run.num_samples} samples to {run.num_examples} "
+        f"{run.kind} examples, on their raw values{averaged}"
+    )
+
+
+METRIC = Metric(
+    "frechet_pixels",
+    "Frechet distance on pixels",
+    lambda both: frechet_distance(both.samples.pixels, both.data.pixels),
+    _sentence,
+    main=2,
+    column=1,
+)

@@ -1,0 +1,14 @@
+"""Precision: the share of samples within the data's manifold."""
+
+from pd_jax.metrics._metric import Metric
+
+METRIC = Metric(
+    "precision",
+    "precision",
+    lambda both: both.precision_recall[0],
+    lambda run: f"{run.network}: 3 nearest neighbours, {run.kept}",
+    needs=("images", "features"),
+    higher_is_better=True,
+    log_axis=False,
+    column=5,
+)

@@ -1,0 +1,182 @@
+"""Samplers: from noise to data in a given number of steps; one sampler a file.
+
+Every sampler runs on the grid t = 1, (N-1)/N, ..., 1/N, 0. A step asks the denoiser for
+x at (z_t, t), clips it, and moves on to z_s; the last step returns x itself. Written
+for a traced number of steps, so that one compiled sampler serves all of them.
+
+A sampler's file defines `Sampler`, as the protocol of that name says.
+"""
+
+import dataclasses
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pd_jax.arcs import Denoiser
+from pd_jax.diffusion import alpha_sigma
+from pd_jax.runtime import registry
+from pd_jax.samplers._sampler import Level, Sampler, View
+from pd_jax.schedules import Schedule
+
+__all__ = [
+    "Level",
+    "Sampler",
+    "View",
+    "get",
+    "known",
+    "labels",
+    "noise",
+    "parse",
+    "sample",
+    "step_keys",
+]
+
+
+def known() -> list[str]:
+    """The samplers' names."""
+    return registry.members(sys.modules[__name__])
+
+
+def get(method: str) -> Sampler:
+    """The sampler called `method`, such as "ddim" or "ancestral:small".
+
+    Raises:
+      ValueError: for an unknown name or variance, listing the known ones.
+    """
+    name, _, variance = method.partition(":")
+    kind = registry.member(sys.modules[__name__], name, "sampler").Sampler
+    if not variance:
+        return kind()
+    if not dataclasses.fields(kind):
+        raise ValueError(f'sampler "{method}": "{name}" takes no variance')
+    return kind(variance)
+
+
+def parse(method: str) -> tuple[str, str]:
+    """Splits a sampler's name into method and variance ("" without one).
+
+    Raises:
+      ValueError: for an unknown name or variance, listing the known ones.
+    """
+    variant = dataclasses.astuple(get(method))
+    return method.partition(":")[0], variant[0] if variant else ""
+
+
+def _example_keys(key: jax.Array, num: int) -> jax.Array:
+    """One key per example: noise belongs to an example, whatever its batch."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.ndim:
+        return key
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num))
+
+
+def noise(key: jax.Array, place: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal noise [B, *shape] of places [B]: a function of key and place.
+
+    A set of samples is thereby the same in batches of any size, in any order.
+    """
+
+    @jax.vmap
+    def draw(place):
+        return jax.random.normal(jax.random.fold_in(key, place), shape)
+
+    return draw(place)
+
+
+def step_keys(key: jax.Array, place: jax.Array) -> jax.Array:
+    """Keys [B] for `sample` at places [B], of the same key as `noise`."""
+    root = jax.random.fold_in(key, 1)
+    return jax.vmap(jax.random.fold_in, (None, 0))(root, place)
+
+
+def labels(key: jax.Array, place: jax.Array, num_classes: int) -> jax.Array:
+    """Labels [B] int32 of places [B], all as likely, of the same key as `noise`."""
+    root = jax.random.fold_in(key, 2)
+
+    @jax.vmap
+    def draw(place):
+        return jax.random.randint(
+            jax.random.fold_in(root, place), (), 0, num_classes, jnp.int32
+        )
+
+    return draw(place)
+
+
+def sample(
+    denoise: Denoiser,
+    z: jax.Array,
+    num_steps: jax.Array | int,
+    schedule: Schedule,
+    method: str = "ddim",
+    clip: bool = True,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Samples data from noise.
+
+    Args:
+      denoise: (z [B, ...], logsnr [B]) -> Prediction.
+      z: standard normal noise [B, ...].
+      num_steps: number of steps N >= 1; may be traced.
+      schedule: the schedule that the denoiser was trained on.
+      method: a name of `known`; "ancestral" may name its variance, of
+        `diffusion.posterior`, as "ancestral:VARIANCE".
+      clip: clip each prediction of x to [-1, 1].
+      key: for samplers that draw noise: one key, or one per example [B].
+
+    Returns:
+      x [B, ...], in [-1, 1] where clipped.
+
+    Raises:
+      ValueError: for an unknown method, fewer than one step, or a missing key.
+    """
+    sampler = get(method)
+    z = jnp.asarray(z)
+    if not jnp.issubdtype(z.dtype, jnp.floating):
+        z = z.astype(float)
+    if not isinstance(num_steps, jax.core.Tracer):
+        whole = np.ndim(num_steps) == 0 and isinstance(
+            np.asarray(num_steps).item(), int
+        )
+        if not whole or num_steps < 1:
+            raise ValueError(
+                f"num_steps={num_steps}: a sampler takes a whole number of steps, at "
+                "least one"
+            )
+    keys = None
+    if sampler.draws:
+        if key is None:
+            raise ValueError(f'sampler "{method}" draws noise: it needs a key')
+        keys = _example_keys(key, z.shape[0])
+
+    def level(n):
+        """The noise level with n of N steps left."""
+        t = jnp.asarray(n, z.dtype) / jnp.asarray(num_steps, z.dtype)
+        return Level(t, schedule.angle(t), schedule(t))
+
+    def view(z, level):
+        """x, clipped, and the v that points at it."""
+        x, _, v = denoise(z, jnp.broadcast_to(level.logsnr, z.shape[:1]))
+        if clip:
+            x = jnp.clip(x, -1.0, 1.0)
+            alpha, sigma = alpha_sigma(level.logsnr)
+            v = (alpha * z - x) / sigma
+        return x, v
+
+    def body(i, carry):
+        z, memory = carry
+        n = num_steps - i
+        x, v = view(z, level(n))
+        of_step = None
+        if sampler.draws:
+            of_step = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
+        z_s, memory = sampler.step(
+            level(n), level(n - 1), z, x, v, view, of_step, memory
+        )
+        return jnp.where(n == 1, x, z_s), memory
+
+    memory = sampler.start(level(num_steps), z)
+    x, _ = jax.lax.fori_loop(0, num_steps, body, (z, memory))
+    return x

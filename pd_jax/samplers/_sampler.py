@@ -1,0 +1,64 @@
+"""The contract between the sampling loop and a sampler's file."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+
+class Level(NamedTuple):
+    """A noise level of the grid: time, angle and logsnr, all scalars."""
+
+    t: jax.Array
+    angle: jax.Array
+    logsnr: jax.Array
+
+
+View = Callable[[jax.Array, Level], tuple[jax.Array, jax.Array]]
+
+
+class Sampler(Protocol):
+    """A way to get from one noise level to the next; a frozen dataclass.
+
+    At most one field: the variant that a name gives after a colon.
+
+    Attributes:
+      label: the name in tables and plots.
+      evaluations: of the denoiser in a step, the loop's own included.
+      draws: whether a step draws noise, and so needs keys.
+    """
+
+    label: str
+    evaluations: int = 1
+    draws: bool = False
+
+    def start(self, level: Level, z: jax.Array) -> Any:
+        """The memory before the first step, a pytree; () for independent steps."""
+        return ()
+
+    def step(
+        self,
+        level: Level,
+        following: Level,
+        z: jax.Array,
+        x: jax.Array,
+        v: jax.Array,
+        view: View,
+        keys: jax.Array | None,
+        memory: Any,
+    ) -> tuple[jax.Array, Any]:
+        """One step.
+
+        Args:
+          level, following: the levels that the step leaves and reaches. The loop
+            replaces the result of the last step by its x.
+          z: noisy data [B, ...] at `level`.
+          x: the denoiser's prediction at z, clipped if the caller clips.
+          v: the velocity at z that points at x.
+          view: (z, level) -> (x, v), further evaluations of the denoiser.
+          keys: [B], of this step and each example; None unless the sampler `draws`.
+          memory: from `start` or the step before.
+
+        Returns:
+          Noisy data [B, ...] at `following`, and the memory of the next step.
+        """
