@@ -61,7 +61,7 @@ def apply(params, z, s, label):
 
 
 def train(params, updates=2500):
-    optimiser = optax.adam(optax.cosine_decay_schedule(2e-3, updates))
+    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, updates))
 
     def loss(params, x, key):
         keys = jax.random.split(key)
@@ -74,10 +74,10 @@ def train(params, updates=2500):
     @jax.jit
     def update(params, state, x, key):
         grads = jax.grad(loss)(params, x, key)
-        steps, state = optimiser.update(grads, state)
+        steps, state = optimizer.update(grads, state)
         return optax.apply_updates(params, steps), state
 
-    state = optimiser.init(params)
+    state = optimizer.init(params)
     for number, x in zip(range(updates), batches(0)):
         key = jax.random.fold_in(jax.random.key(1), number)
         params, state = update(params, state, x, key)

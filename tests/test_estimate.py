@@ -12,7 +12,7 @@ from absl import flags
 from pd_jax import config as configs
 from pd_jax import data, main
 from pd_jax.config.setup import sketch
-from pd_jax.costs import count, estimate
+from pd_jax.costs import count, estimate, program
 from pd_jax.data import digits
 from pd_jax.training.method import state_shapes
 from pd_jax.training.stage import Stage
@@ -65,7 +65,7 @@ def test_released_networks_weigh_and_cost_what_was_published(name, monkeypatch):
     config.ladder.start, config.ladder.updates = 2, (1,)
     setup = sketch(config, 1)
     weights = setup.shapes
-    assert count.num_bytes(weights) / 4e6 == pytest.approx(million_weights, rel=1e-3)
+    assert program.num_bytes(weights) / 4e6 == pytest.approx(million_weights, rel=1e-3)
     by_hand, by_xla = count.forward_flops(setup, weights)
     assert by_hand / 1e9 == pytest.approx(gflop, rel=0.01)
     assert by_xla / 1e9 == pytest.approx(gflop, rel=0.01)
@@ -93,20 +93,22 @@ def test_convolutions_cost_two_flop_a_product_that_meets_an_input(how):
         return jax.lax.conv_general_dilated(x, kernel, dimension_numbers=spec, **how)
 
     products = int(conv(x, kernel).sum())
-    assert count.matmul_flops(jax.make_jaxpr(conv)(x, kernel).jaxpr) == 2 * products
+    assert program.matmul_flops(jax.make_jaxpr(conv)(x, kernel).jaxpr) == 2 * products
 
     def backward(x, kernel):
         return jax.grad(lambda *a: jnp.sum(conv(*a) ** 2), (0, 1))(x, kernel)
 
     # Each product comes back once for the input, once for the kernel.
-    assert count.matmul_flops(jax.make_jaxpr(backward)(x, kernel).jaxpr) == 6 * products
+    assert (
+        program.matmul_flops(jax.make_jaxpr(backward)(x, kernel).jaxpr) == 6 * products
+    )
 
 
 def test_loops_and_branches_count_as_often_as_they_run():
     a, b = jnp.ones((5, 2, 3)), jnp.ones((5, 3, 4))
     product = 2 * 5 * 2 * 3 * 4
 
-    def program(a, b):
+    def run(a, b):
         def body(total, _):
             return total + a @ b, None
 
@@ -114,26 +116,47 @@ def test_loops_and_branches_count_as_often_as_they_run():
         branch = jax.lax.cond(a[0, 0, 0] > 0, lambda: a @ b, lambda: a @ b @ b.mT @ b)
         return total + branch
 
-    found = count.matmul_flops(jax.make_jaxpr(jax.jit(program))(a, b).jaxpr)
+    found = program.matmul_flops(jax.make_jaxpr(jax.jit(run))(a, b).jaxpr)
     assert found == (7 + 2) * product + 2 * 5 * 2 * 4 * 3
 
 
-def test_residuals_of_two_layers():
+def peak(function, *args):
+    return program.peak_bytes(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def test_memory_of_the_gradient_of_two_layers():
     x, y = jnp.ones((10, 3)), jnp.ones((10, 2))
     params = jnp.ones((3, 7)), jnp.ones((2, 7))
 
-    def kept(params, x, y):
-        def loss(params):
-            hidden = jnp.sin(x @ params[0])
-            return jnp.mean((hidden @ params[1].T - y) ** 2)
+    def loss(params):
+        hidden = jnp.sin(x @ params[0])
+        return jnp.mean((hidden @ params[1].T - y) ** 2)
 
-        return jax.tree.leaves(jax.vjp(loss, params)[1])
+    # At the second layer's gradient: what the sine is of, the sine, which a product
+    # reads, the error, and the gradient. The cosine is not stored.
+    assert peak(jax.grad(loss), params) == 4 * (10 * 7 + 10 * 7 + 10 * 2 + 2 * 7)
 
-    # The sines, for the second layer's weights; the cosines; the errors. Not x, which
-    # is the batch, nor the turned weights.
-    floats = 10 * 7 + 10 * 7 + 10 * 2
-    jaxpr = jax.make_jaxpr(kept)(params, x, y).jaxpr
-    assert count.residual_bytes(jaxpr) == 4 * floats
+
+def test_memory_of_loops_branches_and_what_is_elementwise():
+    a = jnp.ones((100, 100))
+
+    def chain(a):  # one product at a time beside the one that it is of
+        return jnp.tanh(jax.jit(lambda a: a @ a)(a).T @ a) @ a
+
+    assert peak(chain, a) == 2 * a.nbytes
+    assert peak(lambda a: jnp.exp(2.0 * a) - a.T, a) == 0  # in place of what is given
+    assert peak(jax.checkpoint(chain), a) == peak(chain, a)
+
+    def branch(flag, a):
+        return jax.lax.cond(flag, chain, lambda a: a @ a, a)
+
+    assert peak(branch, True, a) - peak(chain, a) < 10  # beside the flag as a number
+
+    def loop(a):
+        return jax.lax.scan(lambda c, _: (jnp.sin(c @ a), None), a @ a, length=9)[0]
+
+    # What is carried, in place, and within the body the product.
+    assert peak(loop, a) == 2 * a.nbytes
 
 
 @pytest.fixture(scope="module")
@@ -149,15 +172,19 @@ def test_memory_to_the_byte(found):
     assert found.num_weights == num_weights
     weights = 4 * num_weights
     batch = 3 * 32 * (8 * 8 * 4 + 4)  # images and labels, two calls ahead
-    parts = dict(weights=weights, optimiser=2 * weights + 4, gradients=weights)
-    parts |= {"averaged weights": weights, "teacher's weights": 0, "batch": batch}
-    # Matrices in bfloat16; vectors, the embedding's 2 and the others' biases, are not.
+    parts = dict(weights=weights, optimizer=2 * weights + 4, batch=batch)
+    parts |= {"averaged weights": weights, "teacher's weights": 0}
+    computed = ("gradients, casts", "activations")
+    assert teacher.memory == parts | {part: teacher.memory[part] for part in computed}
+    # The teacher's matrices are in bfloat16; vectors, the embedding's 2 and the others'
+    # biases, are not.
     matrices = 2 * 8 * 8 + 8 * 16 + 2 * 8 * 8 + 64 * 8 + 8 * 64
-    parts |= {"weights, cast": 2 * matrices}
-    assert teacher.memory == parts | {"activations": teacher.memory["activations"]}
     cast = weights - 2 * matrices
     parts |= {"averaged weights": 0, "teacher's weights": cast}
-    assert ladder.memory == parts | {"activations": ladder.memory["activations"]}
+    assert ladder.memory == parts | {part: ladder.memory[part] for part in computed}
+    for cost in (teacher, ladder):
+        assert cost.gradients == weights
+        assert weights <= cost.memory["gradients, casts"] <= 2 * weights
     numbers = 4 * (1 + 4)  # the step, the stage's numbers
     assert teacher.checkpoint == 4 * weights + 4 + numbers
     assert ladder.checkpoint == 3 * weights + 4 + numbers
@@ -209,15 +236,12 @@ def test_parts_substeps_and_devices_scale_as_in_the_real_step():
         state = state_shapes(training.method, stage, shapes)
         images = jax.ShapeDtypeStruct((1, 10, cost.batch // 2, 8, 8, 1), jnp.float32)
         traced = training.step.trace(state, {"image": images}, training.key)
-        assert 10 * cost.flops == 2 * count.matmul_flops(traced.jaxpr.jaxpr)
+        assert 10 * cost.flops == 2 * program.matmul_flops(traced.jaxpr.jaxpr)
         assert cost.flops == before.flops
         assert cost.xla_flops == pytest.approx(before.xla_flops, rel=0.05)
         assert cost.flops < before.xla_flops < 1.2 * cost.flops
-        halves = cost.memory["activations"] / before.memory["activations"]
-        assert halves == pytest.approx(0.5, rel=0.01)
-        assert cost.memory["gradients"] == 2 * cost.memory["weights"]
         rest = cost.total - cost.memory["batch"] * 9 // 10
-        assert before.needs(before.at_once // 2, 2) == pytest.approx(rest, rel=0.01)
+        assert before.needs(before.at_once // 2, 2) == pytest.approx(rest, rel=0.05)
 
 
 @pytest.mark.slow
@@ -237,10 +261,11 @@ def test_the_compiler_is_asked_about_the_real_step(capsys):
 
 def made(activations, batch=1024, updates=3_600_000):
     """Costs of one training of 98.5 TFLOP an update on 16 devices."""
-    memory = dict(weights=10**9, gradients=10**9, activations=activations)
+    memory = {"weights": 10**9, "gradients, casts": 10**9, "activations": activations}
     stage = Stage("student_1", 0, 1, updates, 1e-3)
     flops = 985 * 10**11
-    cost = count.Cost("ladder", [stage], batch, 64, 1, flops, 1e14, memory, 3 * 10**9)
+    sizes = 10**9, 3 * 10**9
+    cost = count.Cost("ladder", [stage], batch, 64, 1, flops, 1e14, memory, *sizes)
     return count.Costs(10**9 // 4, 10**9, 1e9, [cost], 0, 6 * 10**9, 0)
 
 

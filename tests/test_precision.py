@@ -9,7 +9,7 @@ import pytest
 from pd_jax import config as configs
 from pd_jax import models
 from pd_jax.config import setup
-from pd_jax.costs import count
+from pd_jax.costs.program import peak_bytes
 from pd_jax.models import Model, _attention
 from pd_jax.training.method import state_shapes
 from pd_jax.training.stage import Stage
@@ -147,10 +147,10 @@ def test_remat_changes_memory_and_nothing_else(name, all_of):
         made = jax.eval_shape(lambda there=there: there.init(KEY, Z.shape[1:]))
         chex.assert_trees_all_equal_shapes(made, params)
         loss, grads = gradient(there, params)
-        kept = jax.make_jaxpr(lambda p, loss=loss: jax.tree.leaves(jax.vjp(loss, p)[1]))
-        found[bool(remat)] = count.residual_bytes(kept(params).jaxpr), grads
+        traced = jax.make_jaxpr(jax.grad(loss))(params)
+        found[bool(remat)] = peak_bytes(traced.jaxpr), grads
     (most, plain), (least, again) = found[False], found[True]
-    assert least < 0.6 * most
+    assert least < 0.8 * most  # the gradients are in both
     chex.assert_trees_all_close(again, plain, rtol=1e-4, atol=1e-6)
 
 

@@ -67,7 +67,7 @@ def _measure(
 ) -> dict[str, dict]:
     import jax
 
-    from pd_jax.bench.subject import one_call
+    from pd_jax.bench.subject import first_state, one_call
     from pd_jax.bench.timing import find_data, training_of
     from pd_jax.config.setup import build, sketch
     from pd_jax.costs.count import count
@@ -76,8 +76,7 @@ def _measure(
     training = training_of(setup.trainings, name)
     step = training.step
     batch = one_call(setup, training)
-    state = training.method.start(setup.first_weights(), training.stages[-1])
-    state = jax.block_until_ready(step.place(state))
+    state = first_state(training, setup.first_weights(), training.stages[-1])
     longest = dict.fromkeys(EVENTS.values(), 0.0)
 
     def listen(event, seconds, **kw):

@@ -23,7 +23,10 @@ from pd_jax.evaluation.evaluation import Evaluation
 from pd_jax.evaluation.rows import rows
 from pd_jax.runtime.progress import Progress
 from pd_jax.storage.writers import JsonLines
+from pd_jax.training.callbacks import Callbacks
 from pd_jax.training.loop import Loop
+from pd_jax.training.stage import Stage
+from pd_jax.training.state import MODEL, TEACHER, TrainState
 from pd_jax.training.training import Training
 
 SAMPLER_STEPS = 16  # of the sampler that is timed; rows of no more are compiled for
@@ -39,7 +42,7 @@ def _some(things: list, most: int) -> list:
 def batches_of(setup: Setup, training: Training) -> Iterator[dict]:
     """A training's batches, on the host."""
     workers = setup.config.run.data_workers
-    return setup.dataset.batches(0, training.batch, training.seed, workers=workers)
+    return training.dataset.batches(0, training.batch, training.seed, workers=workers)
 
 
 def one_call(setup: Setup, training: Training) -> dict:
@@ -50,6 +53,13 @@ def one_call(setup: Setup, training: Training) -> dict:
     ahead.close()
     batches.close()
     return batch
+
+
+def first_state(training: Training, weights: dict, stage: Stage) -> TrainState:
+    """A stage's first state, on the devices, with weights that teach it too."""
+    given = {MODEL: weights, TEACHER: weights}
+    state = training.method.begin(given, stage, training.start_key)
+    return jax.block_until_ready(training.step.place(state))
 
 
 class Subject:
@@ -151,13 +161,12 @@ class Subject:
         stages = _some(training.stages, STAGES)
         found = Compilations()
         for stage in stages:
-            state = training.step.place(training.method.start(weights, stage))
-            jax.block_until_ready(state)
+            state = first_state(training, weights, stage)
             with found:
                 for _ in range(2):
                     state, _ = training.step(state, self._batch, training.key)
                     jax.block_until_ready(state)
-            weights = training.method.result(state)
+            weights = training.method.result(state)[MODEL]
         self.compilations["step"] = {
             "traces": training.step.traces,
             "compilations": found.count,
@@ -166,7 +175,7 @@ class Subject:
         # A stage that does not end: its learning rate stays what it is for a student.
         endless = dataclasses.replace(stages[-1], updates=2**30)
         self._stage = endless
-        self._state = training.step.place(training.method.start(weights, endless))
+        self._state = first_state(training, weights, endless)
 
     def _steps(self, count: int) -> float:
         training = self.training
@@ -183,7 +192,8 @@ class Subject:
         """
         model = self.setup.model
         batch = next(batches_of(self.setup, self.training))
-        z = np.random.default_rng(0).standard_normal(batch["image"].shape, np.float32)
+        shape = (self.training.batch, *self.setup.dataset.shape)
+        z = np.random.default_rng(0).standard_normal(shape, np.float32)
         level, label = np.zeros(len(z), np.float32), batch.get("label")
         z, level, label = jax.device_put((z, level, label), self._split)
 
@@ -193,7 +203,7 @@ class Subject:
             return jax.lax.with_sharding_constraint(v, self._split)
 
         def run(count: int) -> float:
-            params = jax.block_until_ready(model.cast(self._state.params))
+            params = jax.block_until_ready(model.cast(self._state.model.params))
             v = z
             began = time.perf_counter()
             for _ in range(count):
@@ -215,10 +225,13 @@ class Subject:
         if "compiles" in measures:
             exact = self.setup.config.teacher.exact
             few = [r for r in rows(self.setup) if r.num_steps <= SAMPLER_STEPS]
-            params = self._state.params
+            params = self._state.model.params
             with Compilations() as found:
                 for row in few:
-                    draw(None if exact and row.model == "teacher" else params, row[1])
+                    draw(
+                        None if exact and row.model == "teacher" else params,
+                        row.num_steps,
+                    )
             self.compilations["sampler"] = {
                 "compilations": found.count,
                 "rows": len(few),
@@ -228,7 +241,7 @@ class Subject:
         def run(count: int) -> float:
             began = time.perf_counter()
             for _ in range(count):
-                draw(self._state.params, SAMPLER_STEPS)
+                draw(self._state.model.params, SAMPLER_STEPS)
             return time.perf_counter() - began
 
         return run
@@ -251,21 +264,20 @@ class Subject:
         Where the next checkpoint is too far for a round, one is timed by itself.
         """
         progress = Progress(1, 0, math.inf, shown=False)
-        lines = JsonLines(self._folder / "metrics.jsonl")
         loop = Loop(
             self.training,
             self._stage,
-            self.setup.dataset,
             0,
             {},
             self._options,
-            lines,
+            Callbacks([JsonLines(self._folder / "metrics.jsonl")]),
             progress,
         )
         every = self._options.checkpoint_updates
 
         def save(kept: StageCheckpoints) -> None:
-            kept.save(self.training.step.everywhere(self._state), loop.facts)
+            whole = self.training.step.everywhere(self._state)
+            kept.save(whole, self.training.method, loop.facts)
 
         def run(count: int) -> float:
             with StageCheckpoints(self._folder, self._stage) as kept:

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pd_jax import data, models
 from pd_jax.config.setup import Setup, sketch
-from pd_jax.costs.count import matmul_flops
+from pd_jax.costs import count
+from pd_jax.costs.program import matmul_flops
 from pd_jax.data import Dataset, InMemory
 from pd_jax.training.training import Training
 
@@ -122,16 +122,10 @@ def step_flops(setup: Setup, name: str) -> int:
     if "attention" in defaults:
         config.model.attention = "xla"
     num_devices = jax.device_count()
-    shape, classes = setup.dataset.shape, setup.dataset.num_classes
-    training = training_of(sketch(config, num_devices).trainings, name)
-    lead = (1, 1, training.batch // num_devices)
-    batch = {"image": jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)}
-    if classes:
-        batch["label"] = jax.ShapeDtypeStruct(lead, jnp.int32)
-    start = training.method.start
-    state = jax.eval_shape(lambda w: start(w, training.stages[-1]), setup.shapes)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    traced = training.step.trace(state, batch, key)
+    shapes = sketch(config, num_devices)
+    training = training_of(shapes.trainings, name)
+    size = training.batch // num_devices
+    traced = count.trace(shapes, training, training.step, size)
     return matmul_flops(traced.jaxpr.jaxpr) * num_devices
 
 

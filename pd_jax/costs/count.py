@@ -4,140 +4,44 @@ No example is read, no weight is made, no accelerator is asked for.
 
 - FLOP: two a multiply-add of the convolutions and matrix products in the traced step.
   XLA's count of the lowered step, elementwise operations included, stands beside it.
-- Memory: the arrays of the train state, and what `jax.vjp` of the loss keeps for the
-  backward pass. A compiler keeps some of it in other ways (`compiler_memory`): XLA for
-  CPU took 1% less in all for both steps of configs/imagenet64.py with two images a
-  device. No accelerator's compiler was asked yet.
+- Memory: the arrays of the train state, and the peak of the traced step's own
+  (`pd_jax.costs.program`). A compiler has more freedom (`compiler_memory`).
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from pd_jax import samplers
 from pd_jax.config.setup import Setup
+from pd_jax.costs.program import matmul_flops, num_bytes, peak_bytes
 from pd_jax.evaluation.evaluation import GRID
 from pd_jax.evaluation.rows import rows
 from pd_jax.training.method import state_shapes
-from pd_jax.training.optimizer import Optimizer
 from pd_jax.training.stage import Stage
+from pd_jax.training.state import TrainState
 from pd_jax.training.step import AHEAD, Step
 from pd_jax.training.training import Training
-
-# Operations whose result shows the same numbers in another form.
-VIEWS = ("reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim")
-
-
-def num_bytes(tree) -> int:
-    """Bytes of all arrays of a tree, given as arrays or as shapes and types."""
-    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
-
-
-def _inner(params: dict) -> Iterator[Jaxpr]:
-    """The programs within a program's equation."""
-    for value in params.values():
-        for part in value if isinstance(value, tuple | list) else [value]:
-            part = getattr(part, "jaxpr", part)
-            if hasattr(part, "eqns"):
-                yield part
-
-
-@functools.lru_cache
-def _taps(
-    size: int, out: int, taps: int, stride: int, low: int, spread: int, dilation: int
-) -> int:
-    """Pairs of an output's place and a kernel's tap that meet an input, on one axis.
-
-    Of the inputs, `size` with `spread` - 1 zeros between them, the first stands at
-    `low`: what meets zeros is no work.
-    """
-    place = np.arange(out)[:, None] * stride + np.arange(taps) * dilation - low
-    inside = (place >= 0) & (place < size * spread) & (place % spread == 0)
-    return int(inside.sum())
-
-
-def _conv_flops(eqn: JaxprEqn) -> int:
-    lhs, rhs, out = (var.aval.shape for var in (*eqn.invars, *eqn.outvars))
-    params = eqn.params
-    dims = params["dimension_numbers"]
-    pairs = math.prod(
-        map(
-            _taps,
-            (lhs[i] for i in dims.lhs_spec[2:]),
-            (out[i] for i in dims.out_spec[2:]),
-            (rhs[i] for i in dims.rhs_spec[2:]),
-            params["window_strides"],
-            (low for low, _ in params["padding"]),
-            params["lhs_dilation"],
-            params["rhs_dilation"],
-        )
-    )
-    batch, channels = (out[i] for i in dims.out_spec[:2])
-    return 2 * batch * channels * rhs[dims.rhs_spec[1]] * pairs
-
-
-def matmul_flops(jaxpr: Jaxpr) -> int:
-    """FLOP of a program's matrix products and convolutions, two a multiply-add.
-
-    What a convolution multiplies by its padding is left out, as XLA does. Bodies of
-    scans count as often as they run, the dearest branch of a `cond` once, and bodies of
-    while loops, whose number of rounds is not known, once.
-    """
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            shape = eqn.invars[0].aval.shape
-            depth = math.prod(shape[i] for i in contracted)
-            total += 2 * eqn.outvars[0].aval.size * depth
-        elif eqn.primitive.name == "conv_general_dilated":
-            total += _conv_flops(eqn)
-        else:
-            inner = [matmul_flops(part) for part in _inner(eqn.params)]
-            dearest = eqn.primitive.name == "cond"
-            each = max(inner, default=0) if dearest else sum(inner)
-            rounds = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-            total += each * rounds
-    return total
-
-
-def residual_bytes(jaxpr: Jaxpr) -> int:
-    """Bytes of a program's outputs, each once, without its inputs and constants.
-
-    A reshaped or broadcast array counts as the array that it shows.
-    """
-    shown_by = {
-        eqn.outvars[0]: eqn.invars[0]
-        for eqn in jaxpr.eqns
-        if eqn.primitive.name in VIEWS
-    }
-    kept = set()
-    for var in jaxpr.outvars:
-        while not isinstance(var, Literal) and var in shown_by:
-            var = shown_by[var]
-        if not isinstance(var, Literal):
-            kept.add(var)
-    return num_bytes([var.aval for var in kept - {*jaxpr.invars, *jaxpr.constvars}])
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one training (the teacher's, or the ladder's) takes.
+    """What one training takes.
 
     Attributes:
-      name: "teacher" or "ladder".
+      name: the training's.
       stages: its stages.
       batch: images an update.
       at_once: images that one device works on at once, of `microbatches` a batch.
       flops: of an update, in matrix products and convolutions, over all devices.
       xla_flops: the same by XLA's count.
-      memory: bytes on each device, by part.
+      memory: bytes on each device, by part: those of the train state, "batch",
+        "activations", which grow with `at_once`, and "gradients, casts", what else
+        the update computes.
+      gradients: bytes of the gradients of all weights.
       checkpoint: bytes of one checkpoint.
     """
 
@@ -149,6 +53,7 @@ class Cost:
     flops: int
     xla_flops: float
     memory: dict[str, int]
+    gradients: int
     checkpoint: int
 
     @property
@@ -158,22 +63,11 @@ class Cost:
 
     def needs(self, at_once: int, microbatches: int) -> float:
         """Bytes on each device where the batch is cut in another way."""
-        part = self.memory["gradients"] // _copies(self.microbatches)
-        kept = self.memory["activations"] / self.at_once
-        rest = self.total - self.memory["gradients"] - self.memory["activations"]
-        return rest + part * _copies(microbatches) + kept * at_once
-
-
-def _cast_bytes(method, weights: dict) -> int:
-    """Bytes of the weights that the network multiplies by in a type of its own."""
-    cast = jax.eval_shape(method.parts.model.cast, weights)
-    both = zip(*map(jax.tree.leaves, (cast, weights)))
-    return num_bytes([here for here, kept in both if here.dtype != kept.dtype])
-
-
-def _copies(microbatches: int) -> int:
-    """Gradients on a device at one time: a microbatch's own, and the sum of all."""
-    return min(microbatches, 2)
+        activations = self.memory["activations"]
+        # In microbatches, the sum of the gradients lies beside one part's own.
+        sums = (microbatches > 1) - (self.microbatches > 1)
+        rest = self.total - activations + sums * self.gradients
+        return rest + activations / self.at_once * at_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,76 +98,99 @@ class Costs:
         return sum(updates) + self.evaluation
 
 
-class _Kept(Optimizer):
-    """Returns what the backward pass would need, in place of an update."""
+class _Held(NamedTuple):
+    """Bytes of a train state.
 
-    def update(self, state, loss, batch, keys, averages=None):
-        def mean(params):
-            return jnp.mean(loss(params, batch, keys))
+    Attributes:
+      parts: by part.
+      trained: of the weights of all networks that are moved.
+      saved: of what a checkpoint holds.
+    """
 
-        _, backward = jax.vjp(mean, state.model.params)
-        return jax.tree.leaves(backward)
+    parts: dict[str, int]
+    trained: int
+    saved: int
 
 
-def _batch(setup: Setup, *lead: int) -> dict:
-    """A batch as shapes and types, leaves [*lead, ...]."""
+def _held(state: TrainState) -> _Held:
+    """Bytes of a train state; all that is known of its fields is known here."""
+    networks = state.networks.values()
+    parts = {
+        "weights": num_bytes([network.params for network in networks]),
+        "optimizer": num_bytes([network.opt_state for network in networks]),
+        "averaged weights": num_bytes([network.averages for network in networks]),
+        "teacher's weights": num_bytes(state.frozen),
+        "memory": num_bytes(state.memory),
+    }
+    saved = num_bytes(state) - parts["teacher's weights"]
+    if not state.memory:
+        del parts["memory"]
+    return _Held(parts, parts["weights"], saved)
+
+
+def _state(training: Training, weights: dict) -> TrainState:
+    """A training's state as shapes and types."""
+    return state_shapes(training.method, training.stages[0], weights)
+
+
+def _batch(setup: Setup, *lead: int, kind: str = "images") -> dict:
+    """A batch of a kind as shapes and types, leaves [*lead, ...]."""
     shape, classes = setup.dataset.shape, setup.dataset.num_classes
-    batch = {"image": jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)}
+    batch = {
+        "images": {"image": jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)},
+        "places": {"place": jax.ShapeDtypeStruct(lead, jnp.int32)},
+    }[kind]
     if classes or classes is None:
         batch["label"] = jax.ShapeDtypeStruct(lead, jnp.int32)
     return batch
 
 
-def _state(training: Training, weights: dict):
-    """A training's state as shapes and types."""
-    return state_shapes(training.method, training.stages[0], weights)
+def trace(setup: Setup, training: Training, step: Step, size: int) -> jax.stages.Traced:
+    """A training's step, traced on shapes for one device.
 
-
-def _with(method, kind: type[Optimizer]):
-    """A method with a descent of another kind, that takes its batch in one part."""
-    fields = dataclasses.asdict(method.parts.optimizer) | {"microbatches": 1}
-    parts = dataclasses.replace(method.parts, optimizer=kind(**fields))
-    return dataclasses.replace(method, parts=parts)
-
-
-def _cost(setup: Setup, training: Training, weights: dict, num_devices: int) -> Cost:
-    """One training's cost, from one microbatch of one device."""
-    method, parts = training.method, training.method.parts.optimizer.microbatches
-    at_once = training.batch // num_devices // parts
-    state = _state(training, weights)
+    Args:
+      setup: from `pd_jax.config.setup.sketch`.
+      training: one of its trainings.
+      step: its step, or one of another number of updates.
+      size: the device's part of a batch.
+    """
+    batch = _batch(setup, 1, step.substeps, size, kind=training.method.data)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), at_once))
+    return step.trace(_state(training, setup.shapes), batch, key)
 
-    # One update and one part, as XLA counts a loop's body once. (Its count of a batch
-    # in parts so has the optimiser's few FLOP as often as there are parts.)
-    step = Step(_with(method, Optimizer).update, training.step.devices)
-    traced = step.trace(state, _batch(setup, 1, 1, at_once), key)
-    backward = jax.make_jaxpr(_with(method, _Kept).update)
-    kept = backward(state, _batch(setup, at_once), keys).jaxpr
 
-    cast = _cast_bytes(method, weights)  # the backward pass keeps them too
-    memory = {
-        "weights": num_bytes(state.model.params),
-        "weights, cast": cast,
-        "optimiser": num_bytes(state.model.opt_state),
-        "averaged weights": num_bytes(state.model.averages),
-        "teacher's weights": num_bytes(state.frozen),
-        "gradients": num_bytes(state.model.params) * _copies(parts),
-        "activations": residual_bytes(kept) - cast,
+def _cost(setup: Setup, training: Training, num_devices: int) -> Cost:
+    """One training's cost, from the update of one device."""
+    parts = setup.config[training.name].microbatches
+    size = training.batch // num_devices
+    # One update, as XLA counts a loop's body once. (Its count of a batch in parts so
+    # has the optimizer's few FLOP as often as there are parts.)
+    step = Step(training.method.update, training.step.devices)
+    traced = trace(setup, training, step, size)
+    peak = peak_bytes(traced.jaxpr.jaxpr)
+    twice = peak_bytes(trace(setup, training, step, 2 * size).jaxpr.jaxpr)
+    held = _held(_state(training, setup.shapes))
+    batch = _batch(setup, training.step.substeps, size, kind=training.method.data)
+    # What a batch of twice the size does not double; of a small one, the peak may be
+    # after its activations are gone, and they grow past it in the larger one.
+    fixed = max(2 * peak - twice, min(peak, held.trained))
+    memory = held.parts | {
+        "gradients, casts": fixed,
+        "activations": peak - fixed,
         # A call's batches, and those of the calls ahead.
-        "batch": (1 + AHEAD)
-        * num_bytes(_batch(setup, training.step.substeps, at_once * parts)),
+        "batch": (1 + AHEAD) * num_bytes(batch),
     }
     return Cost(
         name=training.name,
         stages=training.stages,
         batch=training.batch,
-        at_once=at_once,
+        at_once=size // parts,
         microbatches=parts,
-        flops=matmul_flops(traced.jaxpr.jaxpr) * parts * num_devices,
+        flops=matmul_flops(traced.jaxpr.jaxpr) * num_devices,
         xla_flops=_xla_flops(traced) * parts * num_devices,
         memory=memory,
-        checkpoint=num_bytes(state.replace(frozen={})),
+        gradients=held.trained,
+        checkpoint=held.saved,
     )
 
 
@@ -338,7 +255,7 @@ def count(setup: Setup, num_devices: int) -> Costs:
     """
     weights = setup.shapes
     forward, xla_forward = forward_flops(setup, weights)
-    trainings = [_cost(setup, t, weights, num_devices) for t in setup.trainings]
+    trainings = [_cost(setup, t, num_devices) for t in setup.trainings]
     checkpoints, samples = _folder(setup, trainings)
     return Costs(
         num_weights=sum(a.size for a in jax.tree.leaves(weights)),
@@ -359,9 +276,7 @@ def compiler_memory(
     Compiled for the machine at hand and not run: minutes for a large network.
     """
     size = training.batch // num_devices
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = _batch(setup, 1, training.step.substeps, size)
-    traced = training.step.trace(_state(training, setup.shapes), batch, key)
-    found = traced.lower().compile().memory_analysis()
-    beside = found.output_size_in_bytes - found.alias_size_in_bytes
-    return found.argument_size_in_bytes, beside + found.temp_size_in_bytes
+    traced = trace(setup, training, training.step, size)
+    memory = traced.lower().compile().memory_analysis()
+    beside = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes, beside + memory.temp_size_in_bytes

@@ -1,9 +1,8 @@
 """What a run will take, before anyone pays: memory, chip-hours, days, disk.
 
 Of the counts of `pd_jax.costs.count` and a chip's data sheet. Time is FLOP / (chips *
-peak *
-utilisation); the utilisation is for you to bring. The chips need not be here, nor the
-data; nothing is written.
+peak * utilisation); the utilisation is for you to bring. The chips need not be here,
+nor the data; nothing is written.
 """
 
 from collections.abc import Iterator
@@ -105,12 +104,12 @@ def _verdict(cost: Cost, chip: Chip, num_chips: int) -> list[str]:
     room = ROOMY * chip.memory
     if cost.total <= room:
         return [f"{cost.name}: fits"]
-    said = "does not fit" if cost.total > chip.memory else "is tight"
-    found = list(_remedies(cost, room, num_chips))
-    if not found:
+    verdict = "does not fit" if cost.total > chip.memory else "is tight"
+    remedies = list(_remedies(cost, room, num_chips))
+    if not remedies:
         least = _si(cost.needs(1, cost.at_once * cost.microbatches), "B")
-        return [f"{cost.name}: {said}; even one image at a time needs {least}"]
-    return [f"{cost.name}: {said}; one of", *(f"    {line}" for line in found)]
+        return [f"{cost.name}: {verdict}; even one image at a time needs {least}"]
+    return [f"{cost.name}: {verdict}; one of", *(f"    {line}" for line in remedies)]
 
 
 def _work(costs: Costs) -> list[str]:
@@ -124,9 +123,9 @@ def _work(costs: Costs) -> list[str]:
 
 def _memory(costs: Costs, name: str, chip: Chip) -> list[str]:
     trainings = costs.trainings
+    parts = dict.fromkeys(part for c in trainings for part in c.memory)
     rows = [
-        (part, *(_si(c.memory[part], "B") for c in trainings))
-        for part in trainings[0].memory
+        (part, *(_si(c.memory.get(part, 0), "B") for c in trainings)) for part in parts
     ]
     return _grid(
         ("memory of a chip", *(c.name for c in trainings)),
@@ -149,7 +148,7 @@ def _exchange(
     """
     rows = [("all-reduce of gradients", "a chip sends", "time", "of computing")]
     for cost in costs.trainings:
-        sent = 2.0 * (num_chips - 1) / num_chips * cost.memory["weights"]
+        sent = 2.0 * (num_chips - 1) / num_chips * cost.gradients
         taken = sent / chip.link
         computing = cost.flops / (num_chips * chip.flops * utilisation)
         share = f"{taken / computing:.2%}"
