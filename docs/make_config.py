@@ -3,8 +3,8 @@
     python docs/make_config.py
 
 What a key means is said once, where it is defined: in the comments of
-`pd_jax.config.default`, the attributes of a network's class, the arguments of a data
-set's `load`. A test compares the file with what this makes.
+`pd_jax.config.default`, the attributes of a network's or a method's class, the
+arguments of a data set's `load`. A test compares the file with what this makes.
 """
 
 import ast
@@ -18,9 +18,10 @@ import re
 import runpy
 import textwrap
 import tokenize
+from collections.abc import Sequence
 
 from pd_jax import config as configs
-from pd_jax import conventions, data, diffusion, methods, models, samplers
+from pd_jax import conventions, data, methods, models, samplers
 from pd_jax import schedules as schedule_module
 from pd_jax.config import keys
 from pd_jax.models import _attention, _embedding
@@ -33,15 +34,8 @@ CHOICES = {
     "schedule.name": sorted(schedule_module.SCHEDULES),
     "model.name": models.known(),
     "model.output": list(conventions.CONVENTIONS),
-    "teacher.method": methods.known(False),
-    "ladder.method": methods.known(True),
-    "teacher.weighting": diffusion.WEIGHTINGS,
-    "ladder.weighting": diffusion.WEIGHTINGS,
-    "teacher.decay": optimizer.DECAYS,
+    "ladder.method": methods.known(),
     "ladder.decay": optimizer.DECAYS,
-    "ladder.on_regression": methods.fields("progressive")["on_regression"].metadata[
-        "choices"
-    ],
     "eval.sampler": samplers.known(),
     "model.logsnr_input_type": _embedding.LOGSNR_INPUTS,
     "model.attention": _attention.KINDS,
@@ -51,18 +45,24 @@ SECTIONS = {
     "data": "`data`: what is learnt from",
     "schedule": "`schedule`: from time to noise level",
     "model": "`model`: the network",
-    "teacher": "`teacher`: how it is trained, or what teaches instead",
-    "ladder": "`ladder`: the students",
+    "ladder": "Trainings: `teacher`, `ladder`, and any other that `chain` names",
+    "teacher": "`teacher`: what may teach instead of training",
     "eval": "`eval`: how teacher and students are measured",
     "run": "`run`: how a run is carried out",
 }
+# The section that a method is shown with; a config gives its own names to trainings.
+METHODS = {"standard": "teacher", "progressive": "ladder"}
+OTHER_METHODS = "student"
 HEAD = """\
 # Config reference
 
 Made from the code by `python docs/make_config.py`; a test fails where it is stale.
 
 A config file is a small Python program: it begins with
-`pd_jax.config.default(DATA, NETWORK)` and changes keys. Any key is also a flag,
+`pd_jax.config.default(DATA, NETWORK)` and changes keys. Another method than progressive
+distillation is asked for there, too: with `default(DATA, NETWORK, student=METHOD)`
+section `student` is in the place of `ladder`, with the keys of every training and of
+that method. Any key is also a flag,
 `--config.ladder.start=64`; tuples are quoted, `--config.ladder.updates='(400,800)'`.
 A key that is not there is an error that names the nearest one.
 
@@ -112,7 +112,12 @@ def documented_keys() -> dict[str, str]:
 
     calls = ast.walk(functions["default"])
     first = next(n for n in calls if getattr(getattr(n, "func", 0), "id", "") == "dict")
-    return dict(walk(first, ""))
+    own = {"ladder.": functions["_training"], "teacher.": functions["_teacher"]}
+    return dict(walk(first, "")) | {
+        key: meaning
+        for prefix, function in own.items()
+        for key, meaning in walk(function.body[-1].value, prefix)
+    }
 
 
 def documented_names(docstring: str, heading: str) -> dict[str, str]:
@@ -161,13 +166,16 @@ def table(rows: list[tuple], *heads: str) -> list[str]:
     ] + [""]
 
 
-def row(key: str, value: object, meaning: str) -> tuple[str, ...]:
+def row(
+    key: str, value: object, meaning: str, choices: Sequence[str] = ()
+) -> tuple[str, ...]:
     """A key's line of a table."""
     if not meaning:
         raise ValueError(f"{key}: say what it means where it is defined")
     meaning = meaning.rstrip(".")
-    if key in CHOICES:
-        meaning += f". One of {', '.join(f'`{c}`' for c in CHOICES[key])}"
+    choices = choices or CHOICES.get(key)
+    if choices:
+        meaning += f". One of {', '.join(f'`{c}`' for c in choices)}"
     chosen = key in ("data.name", "model.name")  # by the config, always
     return f"`{key}`", kind(value), "" if chosen else shown(value), meaning
 
@@ -223,6 +231,23 @@ def networks() -> list[str]:
     return lines
 
 
+def training_methods() -> list[str]:
+    """A table for every method."""
+    lines = []
+    for name in methods.known():
+        module = methods.get(name)
+        meanings = documented_names(inspect.getdoc(module.Method), "Attributes")
+        prefix = METHODS.get(name, OTHER_METHODS)
+        rows = [
+            row(f"{prefix}.{key}", field.default, meanings.get(key), limits)
+            for key, field in methods.fields(name).items()
+            for limits in [field.metadata.get("choices", ())]
+        ]
+        lines += [f"### Method `{name}`", "", first_line(module), ""]
+        lines += table(rows, *HEADS)
+    return lines
+
+
 def changes(before: dict, after: dict) -> list[tuple[str, str, str]]:
     """Keys whose values differ, as code."""
     before, after = (dict(configs.flatten(values)) for values in (before, after))
@@ -264,7 +289,8 @@ def text() -> str:
     lines = [HEAD, *section("", top, meanings)]
     for name in list(SECTIONS)[1:]:
         lines += section(name, config[name], meanings)
-        lines += {"data": data_sets, "model": networks}.get(name, list)()
+        made = {"data": data_sets, "model": networks, "teacher": training_methods}
+        lines += made.get(name, list)()
     return "\n".join([*lines, *shipped()]).rstrip() + "\n"
 
 
