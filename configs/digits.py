@@ -10,30 +10,61 @@ students 0.88, 0.82, 0.80, 0.78, 0.77; teacher 17, 4.8, 2.0, 1.2, 0.88, and 0.67
 has a lower distance (0.48 with model.emb_ch=256, after 3000 updates without it) and is
 harder to distil.
 
-Variant `:smoke`: everything in seconds, for a look at the files, not at quality.
+Variants `:consistency_distillation` and `:diff_instruct` distil in another way. Variant
+`:smoke`, or `:METHOD:smoke`: everything in seconds, for a look at the files, not at
+quality.
 """
 
+from ml_collections import ConfigDict
+
 from pd_jax.config import default, recipes
-from pd_jax.runtime import registry
+
+
+def _progressive(ladder: ConfigDict) -> None:
+    ladder.start = 32
+    ladder.updates = (400, 600, 800, 1000, 1200)
+    ladder.learning_rate = (2e-3,)
+    ladder.decay = "linear"
+    ladder.ema = 0.99
+
+
+def _consistency_distillation(student: ConfigDict) -> None:
+    student.updates = 4000
+    student.learning_rate = 2e-3
+    student.grid = 32
+    student.solver = "ddim"
+    student.decay = "linear"
+    student.ema = 0.99
+
+
+def _diff_instruct(student: ConfigDict) -> None:
+    student.updates = 4000
+    student.fake_updates = 5
+    student.fake_learning_rate = 2e-3
+    student.gap_weight = "dmd"
+    student.decay = "cosine"
+    student.ema = 0.998
+
+
+METHODS = {
+    "consistency_distillation": _consistency_distillation,
+    "diff_instruct": _diff_instruct,
+}
 
 
 def get_config(variant: str = ""):
-    registry.check(variant, ("", "smoke"), "variant")
-    config = default("digits", "mlp")
+    method, smoke = recipes.parse(variant, *METHODS)
+    config = default("digits", "mlp", **({"student": method} if method else {}))
     config.teacher.updates = 2500
     config.teacher.warmup_updates = 100
     config.teacher.decay = "linear"
     config.teacher.weighting = "snr_plus_1"
     config.teacher.dropout = 0.1
     config.teacher.ema = 0.99
-    config.ladder.start = 32
-    config.ladder.updates = (400, 600, 800, 1000, 1200)
-    config.ladder.learning_rate = (2e-3,)
-    config.ladder.decay = "linear"
-    config.ladder.ema = 0.99
+    METHODS.get(method, _progressive)(config[config.chain[-1]])
     config.run.checkpoint_updates = 1000
     config.run.substeps = 10  # a loop without convolutions is fast on CPU too
-    if variant == "smoke":
+    if smoke:
         config.model.width = 32
         config.model.num_blocks = 1
         recipes.smoke(config)

@@ -8,28 +8,62 @@ map; `landing.png` shows it, the same noise in the same colour.
 
 Two CPU cores: 2 minutes. RMSE to the exact map with 1, 2, 4, 8 and 16 steps: students
 0.034, 0.035, 0.032, 0.031, 0.026; DDIM with the exact denoiser 0.71, 0.39, 0.17, 0.069,
-0.027. Variant `:smoke`: everything in seconds, for a look at the files, not at quality.
+0.027.
+
+Variants `:consistency_distillation` and `:diff_instruct` distil in another way. Variant
+`:smoke`, or `:METHOD:smoke`: everything in seconds, for a look at the files, not at
+quality.
 """
 
+from ml_collections import ConfigDict
+
 from pd_jax.config import default, recipes
-from pd_jax.runtime import registry
+
+
+def _progressive(ladder: ConfigDict) -> None:
+    ladder.start = 32
+    ladder.batch = 512
+    ladder.updates = (2500, 800, 800, 800, 800)
+    ladder.learning_rate = (1e-3,)
+    ladder.weighting = "snr_plus_1"
+    ladder.decay = "linear"
+    ladder.ema = 0.99
+
+
+def _consistency_distillation(student: ConfigDict) -> None:
+    student.batch = 512
+    student.updates = 3000
+    student.grid = 16
+    student.solver = "ddim"
+    student.decay = "linear"
+    student.ema = 0.99
+
+
+def _diff_instruct(student: ConfigDict) -> None:
+    student.batch = 512
+    student.updates = 6000
+    student.fake_updates = 5
+    student.fake_learning_rate = 2e-3
+    student.gap_weight = "dmd"
+    student.decay = "cosine"
+    student.ema = 0.998
+
+
+METHODS = {
+    "consistency_distillation": _consistency_distillation,
+    "diff_instruct": _diff_instruct,
+}
 
 
 def get_config(variant: str = ""):
-    registry.check(variant, ("", "smoke"), "variant")
-    config = default("ring2d", "mlp")
+    method, smoke = recipes.parse(variant, *METHODS)
+    config = default("ring2d", "mlp", **({"student": method} if method else {}))
     config.model.width = 128
     config.teacher.exact = True
-    config.ladder.start = 32
-    config.ladder.batch = 512
-    config.ladder.updates = (2500, 800, 800, 800, 800)
-    config.ladder.learning_rate = (1e-3,)
-    config.ladder.weighting = "snr_plus_1"
-    config.ladder.decay = "linear"
-    config.ladder.ema = 0.99
+    METHODS.get(method, _progressive)(config[config.chain[-1]])
     config.eval.clip = False  # the ring's points leave [-1, 1]
     config.eval.paired_samples = 4000
-    if variant == "smoke":
+    if smoke:
         config.model.width = 32
         config.model.num_blocks = 1
         recipes.smoke(config)

@@ -7,6 +7,28 @@ from pd_jax.methods.progressive import step_counts
 from pd_jax.runtime import registry
 
 
+SMOKE = "smoke"
+
+
+def parse(variant: str, *methods: str) -> tuple[str, bool]:
+    """Splits a variant: a method or "", "smoke", or both, as "METHOD:smoke".
+
+    Args:
+      variant: as given, after the first colon of --config.
+      *methods: those that the config has.
+
+    Returns:
+      The method, "" for progressive distillation, and whether to shrink the run.
+
+    Raises:
+      ValueError: for an unknown variant, listing the known ones.
+    """
+    known = ["", SMOKE, *methods, *(f"{method}:{SMOKE}" for method in methods)]
+    registry.check(variant, known, "variant")
+    method, _, size = variant.partition(":")
+    return ("", True) if method == SMOKE else (method, size == SMOKE)
+
+
 def paper(data_name: str, start: int) -> ConfigDict:
     """What the paper's data sets have in common; a config file adds the rest.
 
@@ -49,8 +71,11 @@ def smoke(config: ConfigDict) -> None:
     """Shrinks a config to a miniature: a whole run in seconds, quality aside."""
     config.teacher.updates = 100
     config.teacher.warmup_updates = 0
-    config.ladder.start = 8
-    config.ladder.updates = (40,)
+    for name in config.chain[1:]:
+        one = config[name].updates
+        config[name].updates = (40,) if isinstance(one, tuple) else 40
+        if "start" in config[name]:
+            config[name].start = 8
     config.eval.teacher_steps = (8, 4, 2, 1)
     config.eval.num_samples = 256
     config.eval.paired_samples = 64
