@@ -192,6 +192,19 @@ def section(name: str, values: dict, meanings: dict[str, str]) -> list[str]:
     return [f"## {SECTIONS[name]}", "", *table(rows, *HEADS)]
 
 
+def of_every_training(config: dict, meanings: dict[str, str]) -> list[str]:
+    """The table of the keys that all trainings have, which the ladder's stand for."""
+    rows = []
+    for key, meaning in meanings.items():
+        if key.startswith("ladder."):
+            key = key.removeprefix("ladder.")
+            cells = row(f"ladder.{key}", config["ladder"][key], meaning)
+            values = dict.fromkeys(shown(config[t][key]) for t in ("teacher", "ladder"))
+            key = f"`teacher.{key}`, `ladder.{key}`"
+            rows.append((key, cells[1], ", ".join(values), cells[3]))
+    return [f"## {SECTIONS['ladder']}", "", *table(rows, *HEADS)]
+
+
 def options(
     title: str, summary: str, prefix: str, values: dict, meanings: dict[str, str]
 ) -> list[str]:
@@ -288,6 +301,9 @@ def text() -> str:
     top = {key: v for key, v in config.items() if not isinstance(v, dict)}
     lines = [HEAD, *section("", top, meanings)]
     for name in list(SECTIONS)[1:]:
+        if name == "ladder":
+            lines += of_every_training(config, meanings)
+            continue
         lines += section(name, config[name], meanings)
         made = {"data": data_sets, "model": networks, "teacher": training_methods}
         lines += made.get(name, list)()

@@ -94,7 +94,10 @@ WRONG = [
     ((DIGITS, "--config.teacher.exact=true"), "train a teacher"),
     ((DIGITS, "--config.teacher.method=plain"), "known are standard"),
     ((DIGITS, "--config.teacher.method=progressive"), "known are standard"),
-    ((DIGITS, "--config.ladder.method=standard"), "known are progressive"),
+    (
+        (DIGITS, "--config.ladder.method=standard"),
+        "known are consistency_distillation, diff_",
+    ),
     ((DIGITS, "--config.ladder.method=progresive"), 'Did you mean "progressive"'),
     ((DIGITS, "--config.eval.sampler=dim"), 'Did you mean "ddim"'),
     ((DIGITS, "--config.eval.sampler=ancestral:wide"), "small, large"),

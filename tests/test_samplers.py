@@ -118,7 +118,7 @@ def test_traced_step_counts_share_one_trace_and_equal_static_ones(cosine, method
 @pytest.mark.parametrize(
     ("kw", "says"),
     [
-        ({"method": "dim"}, "known are ancestral, ddim"),
+        ({"method": "dim"}, "known are ancestral, consistency, ddim"),
         ({"method": "heun:small"}, ".heun. takes no variance"),
         ({"method": "ancestral"}, "needs a key"),
         ({"method": "ancestral:huge", "key": jax.random.key(0)}, "unknown variance"),

@@ -6,7 +6,6 @@ from pd_jax.config import default
 from pd_jax.methods.progressive import step_counts
 from pd_jax.runtime import registry
 
-
 SMOKE = "smoke"
 
 

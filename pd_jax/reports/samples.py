@@ -37,10 +37,11 @@ JOB = ".samples.json"  # within a folder: what it holds
 
 
 def export(workdir: str, num_steps: int | None = None) -> list[epath.Path]:
-    """Writes bundles of a run's finished students: of one step count, or of all.
+    """Writes bundles of a run's finished stages: of one step count, or of all.
 
     Returns:
-      The files, `WORKDIR/students/NAME_student_N.safetensors`, NAME the folder's.
+      The files, `WORKDIR/students/NAME_STAGE.safetensors`, NAME the folder's, STAGE as
+      "student_4".
 
     Raises:
       Refused: where there is no such student.
@@ -53,12 +54,13 @@ def export(workdir: str, num_steps: int | None = None) -> list[epath.Path]:
         students = [loading.load(folder, num_steps)]
     else:
         config = loading.read_config(folder)
-        stages = loading.finished(folder, config)
-        students = (loading.of_stage(folder, config, *stage) for stage in stages)
+        students = (
+            loading.of_stage(folder, config, training, stage)
+            for training, _, stage in loading.finished(folder, config)
+        )
     name, made = folder.resolve().name, []
     for student in students:
-        file = f"{name}_student_{student.num_steps}.safetensors"
-        path = folder / "students" / file
+        path = folder / "students" / f"{name}_{student.facts['stage']}.safetensors"
         size, digest = student.save(path)
         console.show(f"{path}: {size} bytes\n  sha256 {digest}")
         made.append(path)
