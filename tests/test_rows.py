@@ -58,6 +58,6 @@ def test_planned_rows():
 def test_a_record_reads_the_samples_of_a_rows_own_file(tmp_path):
     folder = run_folders.make(tmp_path / "run")
     run = record.read(folder)
-    assert run.samples("student", 2).shape == (run_folders.SAMPLES, 8, 8, 1)
-    assert run.samples("student", 16) is None
+    assert run.samples(run.row("student", 2)).shape == (run_folders.SAMPLES, 8, 8, 1)
+    assert run.row("student", 16) is None
     assert {row["stage"] for row in run.rows} == {"teacher", "student_2", "student_1"}

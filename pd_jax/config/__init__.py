@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         planned_names,
         stages,
         stored,
+        title,
         trainings,
     )
 
@@ -41,6 +42,7 @@ __all__ = [
     "planned_names",
     "stages",
     "stored",
+    "title",
     "trainings",
 ]
 

@@ -142,6 +142,12 @@ def trainings(config: ConfigDict | dict) -> dict[str, str]:
     return {name: config[name]["method"] for name in config.get("chain", CHAIN)}
 
 
+def title(config: ConfigDict | dict) -> str:
+    """What a run distils by: its methods' names for people, without the teacher's."""
+    used = [method for name, method in trainings(config).items() if name != "teacher"]
+    return ", then ".join(map(methods.label, used))
+
+
 def stored(values: dict) -> ConfigDict:
     """A run's config.json as a config; keys that it does not have yet as by default.
 

@@ -72,6 +72,25 @@ def row_of(entry: dict) -> Row:
     return Row(*(entry[field] for field in Row._fields))
 
 
+def series_of(entry: dict) -> str:
+    """What curve an entry is a point of: "teacher", or a training's students.
+
+    The latter's name is how the training's stages begin, such as "student".
+    """
+    return entry["stage"].removesuffix(f"_{entry['num_steps']}")
+
+
+def by_series(entries: Iterable[dict]) -> dict[str, list[dict]]:
+    """Entries by their series, the teacher's first, fewest steps first."""
+    series = {}
+    for entry in sorted(entries, key=lambda e: e["model"] != "teacher"):
+        series.setdefault(series_of(entry), []).append(entry)
+    return {
+        name: sorted(entries, key=lambda entry: entry["num_steps"])
+        for name, entries in series.items()
+    }
+
+
 def check_entry(entry: dict) -> dict:
     """Returns a row's entry as it was read; ValueError if it lacks something.
 

@@ -26,6 +26,11 @@ def known(needs_teacher: bool | None = None) -> list[str]:
     return [name for name in names if get(name).Method.needs_teacher == needs_teacher]
 
 
+def label(name: str) -> str:
+    """A method's name for people, with which its file's docstring begins."""
+    return get(name).__doc__.partition(":")[0]
+
+
 def get(name: str) -> ModuleType:
     """The module of the method called `name`, with its class `Method`.
 

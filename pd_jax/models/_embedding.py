@@ -29,14 +29,14 @@ def time_input(logsnr: jax.Array, kind: str) -> jax.Array:
     return (logsnr + 10.0) / 20.0 if kind == "linear" else jax.nn.sigmoid(logsnr)
 
 
-def sinusoidal(u: jax.Array, width: int) -> jax.Array:
+def sinusoidal(u: jax.Array, width: int, scale: float = 1000.0) -> jax.Array:
     """Embedding [B, width] of times u [B], width even and at least 4.
 
-    Sines, then cosines, of 1000 u times width/2 frequencies from 1 down to 1/10000.
+    Sines, then cosines, of scale u times width/2 frequencies from 1 down to 1/10000.
     """
     half = width // 2
     rates = jnp.exp(-math.log(10_000.0) * jnp.arange(half) / (half - 1))
-    phase = 1000.0 * u[:, None] * rates[None]
+    phase = scale * u[:, None] * rates[None]
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=1)
 
 

@@ -45,10 +45,13 @@ class Model:
     Attributes:
       network: raw outputs: one of `pd_jax.models`, or a `Function`.
       output: "x", "eps", "v" or "both", or another convention of `pd_jax.conventions`.
+      num_extra: numbers of further conditioning that the network is told with every
+        input, such as a second time; 0 for none, which costs nothing.
     """
 
     network: nn.Module | Function
     output: str
+    num_extra: int = 0
 
     def __post_init__(self):
         conventions.get(self.output)
@@ -76,7 +79,8 @@ class Model:
         convention = conventions.get(self.output)
         given, level = convention.inputs(jnp.zeros((1, *shape)), jnp.zeros((1,)))
         label = jnp.zeros((1,), jnp.int32)
-        return self.network.init(key, given, level, label)["params"]
+        extra = [jnp.zeros((1, self.num_extra))] if self.num_extra else []
+        return self.network.init(key, given, level, label, *extra)["params"]
 
     def raw(
         self,
@@ -85,13 +89,19 @@ class Model:
         level: jax.Array,
         label: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        extra: jax.Array | None = None,
     ) -> jax.Array:
         """The network's output for the inputs of its own convention."""
         train = dropout_key is not None
         rngs = {"dropout": dropout_key} if train else None
-        out = self.network.apply(
-            {"params": self.cast(params)}, given, level, label, train=train, rngs=rngs
-        )
+        shape = None if extra is None else extra.shape[1:]
+        if shape != ((self.num_extra,) if self.num_extra else None):
+            raise ValueError(
+                f"extra of shape {shape} for a model of num_extra={self.num_extra}"
+            )
+        inputs = (given, level, label) + (() if extra is None else (extra,))
+        variables = {"params": self.cast(params)}
+        out = self.network.apply(variables, *inputs, train=train, rngs=rngs)
         return out.astype(jnp.promote_types(out.dtype, jnp.float32))
 
     def denoiser(
@@ -99,6 +109,7 @@ class Model:
         params: dict,
         label: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        extra: jax.Array | None = None,
     ) -> Denoiser:
         """The denoiser (z [B, ...], logsnr [B]) -> Prediction of these weights.
 
@@ -106,9 +117,10 @@ class Model:
           params: the network's weights, from `cast` or before it.
           label: [B] int32, for a class-conditional network.
           dropout_key: trains with dropout where given.
+          extra: [B, num_extra], further conditioning of a model that has some.
         """
 
         def network(params, given, level, label):
-            return self.raw(params, given, level, label, dropout_key)
+            return self.raw(params, given, level, label, dropout_key, extra)
 
         return conventions.adapt(network, self.output)(params, label)

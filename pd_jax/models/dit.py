@@ -90,6 +90,8 @@ class Network(nn.Module):
       depth: blocks.
       num_heads: attention heads.
       logsnr_input_type: how the network is told the level; `_embedding.time_input`.
+      time_scale: of the noise level in its sinusoidal embedding; a derivative by time
+        is as large as it.
       num_classes: classes of the label; 0 or 1 for a network without labels.
       attention: implementation of attention, see `_attention.attend`.
       remat: whether the backward pass computes a block's inside again, which saves its
@@ -104,6 +106,7 @@ class Network(nn.Module):
     depth: int = 2
     num_heads: int = 2
     logsnr_input_type: str = "inv_cos"
+    time_scale: float = 1000.0
     num_classes: int = 0
     attention: str = "auto"
     remat: bool = False
@@ -138,7 +141,8 @@ class Network(nn.Module):
           Raw output [B, H, W, out_ch].
         """
         self._check(z)
-        emb = sinusoidal(time_input(logsnr, self.logsnr_input_type), self.width)
+        u = time_input(logsnr, self.logsnr_input_type)
+        emb = sinusoidal(u, self.width, self.time_scale)
         emb = nn.Dense(self.width, name="embed0")(emb)
         emb = nn.Dense(self.width, name="embed1")(nn.swish(emb))
         if self.num_classes > 1:

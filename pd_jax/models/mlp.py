@@ -37,6 +37,8 @@ class Network(nn.Module):
       width: hidden width.
       emb_ch: width of the embedding of noise level and label, even, at least 4.
       num_blocks: residual blocks.
+      time_scale: of the noise level in its sinusoidal embedding; a derivative by time
+        is as large as it.
       num_classes: classes of the label; 0 or 1 for a network without labels.
       dropout: share of dropped hidden units when training.
       out_ch: width of the output's last axis; that of z where 0.
@@ -46,6 +48,7 @@ class Network(nn.Module):
     width: int = 256
     emb_ch: int = 64
     num_blocks: int = 3
+    time_scale: float = 1000.0
     num_classes: int = 0
     dropout: float = 0.0
     out_ch: int = 0
@@ -70,7 +73,8 @@ class Network(nn.Module):
         for key, least in dict(width=1, num_blocks=0, num_classes=0).items():
             if getattr(self, key) < least:
                 raise ValueError(f"model.{key}={getattr(self, key)}: at least {least}")
-        embedding = sinusoidal(time_input(logsnr, "inv_cos"), self.emb_ch)
+        u = time_input(logsnr, "inv_cos")
+        embedding = sinusoidal(u, self.emb_ch, self.time_scale)
         embedding = nn.Dense(self.emb_ch, name="embed0")(embedding)
         embedding = nn.Dense(self.emb_ch, name="embed1")(nn.swish(embedding))
         if self.num_classes > 1:

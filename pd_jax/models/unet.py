@@ -147,6 +147,8 @@ class Network(nn.Module):
       num_heads: attention heads, where head_dim is 0.
       head_dim: channels of an attention head; 0 for num_heads of them.
       logsnr_input_type: how the network is told the level; `_embedding.time_input`.
+      time_scale: of the noise level in its sinusoidal embedding; a derivative by time
+        is as large as it.
       resblock_resample: halves and doubles inside residual blocks, not by convolutions.
       num_classes: classes of the label; 0 or 1 for a network without labels.
       attention: implementation of attention, see `_attention.attend`.
@@ -166,6 +168,7 @@ class Network(nn.Module):
     num_heads: int = 1
     head_dim: int | None = 0
     logsnr_input_type: str = "inv_cos"
+    time_scale: float = 1000.0
     resblock_resample: bool = True
     num_classes: int = 0
     attention: str = "auto"
@@ -195,7 +198,8 @@ class Network(nn.Module):
 
     def _embed(self, logsnr, label, extra) -> jax.Array:
         u = time_input(logsnr, self.logsnr_input_type)
-        emb = nn.Dense(self.emb_ch, name="dense0")(sinusoidal(u, self.ch))
+        emb = sinusoidal(u, self.ch, self.time_scale)
+        emb = nn.Dense(self.emb_ch, name="dense0")(emb)
         emb = nn.Dense(self.emb_ch, name="dense1")(nn.swish(emb))
         if self.num_classes > 1:
             label = check_label(label, self.num_classes)

@@ -9,7 +9,6 @@ from etils import epath
 from pd_jax import __version__, metrics
 from pd_jax import config as configs
 from pd_jax.reports import figures, page
-from pd_jax.reports.figures import Curve
 from pd_jax.runs import record as records
 from pd_jax.runs.record import Record
 from pd_jax.runtime import console
@@ -55,15 +54,16 @@ def metric_names(runs: Sequence[Record]) -> list[str]:
     return first + [name for name in names if name not in first]
 
 
-def step_counts(runs: Sequence[Record], model: str | None = None) -> list[int]:
-    """Step counts of any of the runs, most first; those of one model where given."""
-    found = {
-        row["num_steps"]
-        for run in runs
-        for row in run.rows
-        if model in (None, row["model"])
-    }
-    return sorted(found, reverse=True)
+def step_counts(runs: Sequence[Record], students: bool = False) -> list[int]:
+    """Step counts of any of the runs, most first; or of their last students."""
+    rows = (run.students if students else run.rows for run in runs)
+    return sorted({row["num_steps"] for each in rows for row in each}, reverse=True)
+
+
+def student(run: Record, num_steps: int, metric: str) -> float | None:
+    """A figure of a run's last students, where it was measured."""
+    rows = {row["num_steps"]: row["metrics"] for row in run.students}
+    return rows.get(num_steps, {}).get(metric)
 
 
 def differences(runs: Sequence[Record]) -> dict[str, list]:
@@ -100,8 +100,8 @@ def table(runs: Sequence[Record], names: Sequence[str]) -> str:
     for metric in [m for m in metric_names(runs) if m in metrics.main()][:2]:
         lines += ["", f"{metrics.label(metric)}, students:"]
         lines.append("   steps" + "".join(f"{c:>9}" for c in "ABCDEFGH"[: len(runs)]))
-        for n in step_counts(runs, "student"):
-            values = [run.value("student", n, metric) for run in runs]
+        for n in step_counts(runs, students=True):
+            values = [student(run, n, metric) for run in runs]
             cells = "".join(f"{page.figure_text(v):>9}" for v in values)
             lines.append(f"{n:>8}{cells}")
     return "\n".join(lines)
@@ -113,8 +113,9 @@ def _plots(runs: Sequence[Record]) -> list[dict]:
     for i, metric in enumerate(metric_names(runs)):
         curves = []
         for run, colour in zip(runs, figures.RUNS):
-            curves.append(Curve(run.points("teacher", metric), colour, "s", True))
-            curves.append(Curve(run.points("student", metric), colour))
+            for curve in figures.curves(run.rows, metric):
+                dashed = curve.marker == "s"
+                curves.append(curve._replace(colour=colour, dashed=dashed))
         says = f"{metrics.label(metric)} against sampling steps, of all runs"
         plot = figures.against_steps(metric, curves, steps, f"quality-{i}", says)
         found.append({"metric": metric, "plot": plot})
@@ -125,11 +126,22 @@ def _positions(runs: Sequence[Record]) -> list[dict]:
     """What the slider goes through: the teachers' best, then each student's grids."""
     best = [page.picture(run, run.reference) for run in runs]
     found = [{"says": BEST, "tick": "teacher", "pictures": best}]
-    for n in step_counts(runs, "student"):
-        shown = [page.picture(run, run.samples("student", n)) for run in runs]
+    for n in step_counts(runs, students=True):
+        rows = [{row["num_steps"]: row for row in run.students}.get(n) for run in runs]
+        shown = [
+            page.picture(run, run.samples(row)) if row else None
+            for run, row in zip(runs, rows)
+        ]
         says = f"student, {n} step{'s' * (n > 1)}"
         found.append({"says": says, "tick": str(n), "pictures": shown})
     return [each for each in found if any(each["pictures"])]
+
+
+def _parts(runs: Sequence[Record]) -> list[str]:
+    """What takes time in any of the runs: trainings in order, then the rest."""
+    names = dict.fromkeys(name for run in runs for name in run.seconds)
+    rest = ("evaluation", "total")
+    return [name for name in names if name not in rest] + list(rest)
 
 
 def html(runs: Sequence[Record], names: Sequence[str]) -> str:
@@ -145,6 +157,9 @@ def html(runs: Sequence[Record], names: Sequence[str]) -> str:
         plots=_plots(runs),
         positions=_positions(runs),
         kinds=[page.kind(run) for run in runs],
+        titles=dict.fromkeys(run.title for run in runs),
+        parts=_parts(runs),
+        student=student,
         differences=differences(runs),
         hours=[page.device_hours(run) for run in runs],
     )

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pd_jax import metrics
+from pd_jax import metrics, samplers
+from pd_jax.evaluation.rows import by_series
 from pd_jax.runs.record import Line, StageRecord
 from pd_jax.storage.pixels import to_uint8
 
@@ -27,6 +29,9 @@ TEACHER, STUDENT = "#030301", "#030302"
 STAND_INS |= {TEACHER: "var(--teacher)", STUDENT: "var(--student)"}
 RUNS = tuple(f"#0404{i:02x}" for i in range(1, 9))  # of a comparison
 STAND_INS |= {colour: f"var(--run-{i})" for i, colour in enumerate(RUNS, 1)}
+SERIES = (TEACHER, STUDENT, *RUNS[2:])  # a curve each, in the order of `by_series`
+# The same in files of their own; they stay apart in print and to color-blind eyes.
+PRINTED = ("#b35806", "#3a5fa8", "#17775a", "#8547a0", "#a8324a", "#6d6000", "#1f7490")
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pd_jax",
@@ -45,6 +50,9 @@ LEAST, MOST = 1e-30, 1e30  # magnitudes that are drawn: log axes overflow beyond
 MOST_POINTS = 400  # of a curve; more cannot be told apart
 NARROW = 0.025  # share of all updates below which a stage gets no label
 SHOWN = 320  # pixels of a grid's side, at most
+AXES = {"grad_norm": "gradient norm"}
+# Of a line of metrics.jsonl: drawn as marks, or not at all.
+NO_CURVES = ("loss", "grad_norm", "learning_rate", "skipped", "validation_loss")
 
 
 class Curve(NamedTuple):
@@ -54,6 +62,25 @@ class Curve(NamedTuple):
     colour: str
     marker: str = "o"
     dashed: bool = False
+    label: str = ""
+
+
+def curves(
+    rows: Iterable[dict], metric: str, colours: Sequence[str] = SERIES
+) -> list[Curve]:
+    """A metric's curves of a run's rows, one a series; labels name their samplers."""
+    made = []
+    for i, (name, entries) in enumerate(by_series(rows).items()):
+        method = samplers.get(entries[0]["sampler"]).label
+        points = [
+            (entry["num_steps"], entry["metrics"][metric])
+            for entry in entries
+            if math.isfinite(entry["metrics"].get(metric, math.nan))
+        ]
+        marker = "s" if name == "teacher" else "o"
+        colour = colours[i % len(colours)]
+        made.append(Curve(points, colour, marker, label=f"{name}, {method}"))
+    return made
 
 
 def _svg(figure: Figure, key: str, says: str) -> Markup:
@@ -86,34 +113,65 @@ def against_steps(
     metric: str, curves: Iterable[Curve], steps: Sequence[int], key: str, says: str
 ) -> Markup:
     """A metric against sampling steps, both on log axes where they can be."""
-    curves = [
-        curve._replace(points=[(n, v) for n, v in curve.points if abs(v) < MOST])
-        for curve in curves
-    ]
-    curves = [curve for curve in curves if curve.points]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 3.0))
         axes = figure.add_axes((0.13, 0.15, 0.85, 0.83))
-        for curve in curves:
-            axes.plot(
-                *zip(*curve.points),
-                color=curve.colour,
-                marker=curve.marker,
-                markersize=4.5,
-                linewidth=1.6,
-                linestyle="--" if curve.dashed else "-",
-            )
-        axes.set(xscale="log", xlabel="sampling steps")
-        shown = _spaced(sorted(steps))
-        axes.set_xticks(shown, [str(n) for n in shown])
-        values = [value for curve in curves for _, value in curve.points]
-        if metrics.is_log(metric) and values and min(values) > LEAST:
-            axes.set_yscale("log")
-            _label_log(axes, values)
-        axes.minorticks_off()
-        axes.tick_params(length=0)
-        axes.grid(visible=True)
+        _draw(axes, metric, curves, steps)
         return _svg(figure, key, says)
+
+
+def quality(rows: Sequence[dict]) -> bytes:
+    """Every metric of a run's rows against sampling steps; a PNG of its own."""
+    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    steps = {row["num_steps"] for row in rows}
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    with matplotlib.rc_context(STYLE | {"grid.color": "#dde1e7"}):
+        figure = Figure(figsize=(4.6 * columns, 3.8 * lines), layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes in panels[len(names) :]:
+            axes.set_visible(False)
+        for axes, metric in zip(panels, names):
+            _draw(axes, metric, curves(rows, metric, PRINTED), steps)
+            axes.set_title(metrics.label(metric), fontsize=10)
+        panels[len(names) - 1].legend(frameon=False)
+        return _png(figure)
+
+
+def _draw(
+    axes: Axes, metric: str, curves: Iterable[Curve], steps: Iterable[int]
+) -> None:
+    """A metric against sampling steps, on some axes."""
+    values = []
+    for curve in curves:
+        points = [(n, v) for n, v in curve.points if abs(v) < MOST]
+        if not points:
+            continue
+        values += [value for _, value in points]
+        axes.plot(
+            *zip(*points),
+            color=curve.colour,
+            marker=curve.marker,
+            markersize=4.5,
+            linewidth=1.6,
+            linestyle="--" if curve.dashed else "-",
+            label=curve.label,
+        )
+    axes.set(xscale="log", xlabel="sampling steps")
+    shown = _spaced(sorted(steps))
+    axes.set_xticks(shown, [str(n) for n in shown])
+    if metrics.is_log(metric) and values and min(values) > LEAST:
+        axes.set_yscale("log")
+        _label_log(axes, values)
+    axes.minorticks_off()
+    axes.tick_params(length=0)
+    axes.grid(visible=True)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+    return buffer.getvalue()
 
 
 def _spaced(steps: Sequence[int], room: float = 0.045) -> list[int]:
@@ -140,52 +198,72 @@ def _label_log(axes, values: Sequence[float]) -> None:
 
 def _thinned(lines: Sequence[Line], field: str) -> tuple[np.ndarray, np.ndarray]:
     """(updates, values) of a stage's curve, averaged to `MOST_POINTS` at most."""
-    found = [(line.update, getattr(line, field)) for line in lines]
-    found = np.array(found, float).reshape(-1, 2)
-    found = found[(found[:, 1] > LEAST) & (found[:, 1] < MOST)]
-    parts = np.array_split(found, min(MOST_POINTS, len(found)) or 1)
+    points = [(line.update, line.values.get(field, math.nan)) for line in lines]
+    points = np.array(points, float).reshape(-1, 2)
+    points = points[np.abs(points[:, 1]) < MOST]
+    parts = np.array_split(points, min(MOST_POINTS, len(points)) or 1)
     means = np.array([part.mean(0) for part in parts if len(part)]).reshape(-1, 2)
     return means[:, 0], means[:, 1]
 
 
+def _fields(stages: Sequence[StageRecord]) -> list[str]:
+    """What is drawn of the stages' lines: the loss, the gradient, a method's own."""
+    lines = (line for stage in stages for line in stage.lines)
+    own = dict.fromkeys(name for line in lines for name in line.values)
+    return ["loss", "grad_norm", *(name for name in own if name not in NO_CURVES)]
+
+
+def _scale(axes: Axes, values: np.ndarray) -> None:
+    """A log axis, but where there are values below zero."""
+    axes.tick_params(length=0)
+    if len(values) and values.min() >= 0.0 and values.max() > LEAST:
+        axes.set_yscale("log")
+        axes.minorticks_off()
+        _label_log(axes, axes.get_ylim())
+    axes.grid(visible=True, axis="y")
+
+
 def losses(stages: Sequence[StageRecord]) -> Markup:
-    """Loss and gradient norm of all stages, one after the other."""
+    """Loss, gradient norm and a method's own curves, one stage after the other."""
+    fields = _fields(stages)
+    colours = dict.fromkeys(stage.training for stage in stages if stage.num_steps)
+    colours = dict(zip(colours, SERIES[1:]))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 4.2))
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        figure.subplots_adjust(0.085, 0.11, 0.99, 0.94, hspace=0.08)
-        start, total = 0, sum(stage.end for stage in stages) or 1
-        for stage in stages:
-            colour = STUDENT if stage.num_steps else TEACHER
-            for axes, field in ((above, "loss"), (below, "grad_norm")):
+        ratios = (3, *[2] * (len(fields) - 1))
+        figure = Figure(figsize=(9.0, 1.0 + 0.64 * sum(ratios)))
+        panels = figure.subplots(len(fields), 1, sharex=True, height_ratios=ratios)
+        rim = 0.46 / figure.get_figheight()
+        figure.subplots_adjust(0.085, rim, 0.99, 1.0 - 0.55 * rim, hspace=0.08)
+        total = sum(stage.end for stage in stages) or 1
+        for axes, field in zip(panels, fields):
+            start, drawn = 0, [np.zeros(0)]
+            for stage in stages:
                 updates, values = _thinned(stage.lines, field)
                 # One point alone would be no line.
                 mark = "." if len(updates) == 1 else ""
+                colour = colours.get(stage.training, TEACHER)
                 axes.plot(start + updates, values, mark + "-", color=colour, lw=1)
                 axes.axvline(start, color=FAINT, linewidth=0.6)
-            _mark(above, stage, start, colour)
-            if stage.end > NARROW * total:
-                text = str(stage.num_steps or "teacher")
-                middle = start + stage.end / 2
-                where = above.get_xaxis_transform()
-                above.text(middle, 1.03, text, transform=where, ha="center")
-            start += stage.end
-        above.set(ylabel="loss", xlim=(0, total))
-        below.set(ylabel="gradient norm", xlabel="updates, all stages")
-        for axes, field in ((above, "loss"), (below, "grad_norm")):
-            axes.tick_params(length=0)
-            if any(len(_thinned(stage.lines, field)[0]) for stage in stages):
-                axes.set_yscale("log")
-                axes.minorticks_off()
-                _label_log(axes, axes.get_ylim())
-            axes.grid(visible=True, axis="y")
-        below.xaxis.set_major_formatter("{x:,.0f}")
+                if field == "loss":
+                    _mark(axes, stage, start, total, colour)
+                start += stage.end
+                drawn.append(values)
+            axes.set(ylabel=AXES.get(field, field.replace("_", " ")), xlim=(0, total))
+            _scale(axes, np.concatenate(drawn))
+        panels[-1].set(xlabel="updates, all stages")
+        panels[-1].xaxis.set_major_formatter("{x:,.0f}")
         says = "Loss and gradient norm of the teacher's training and of every student's"
         return _svg(figure, "losses", says)
 
 
-def _mark(axes, stage: StageRecord, start: int, colour: str) -> None:
-    """Validation losses as dots, and crosses where updates were skipped."""
+def _mark(axes: Axes, stage: StageRecord, start: int, total: int, colour: str) -> None:
+    """A stage's name, validation losses as dots, crosses for skipped updates."""
+    where = axes.get_xaxis_transform()
+    if stage.end > NARROW * total:
+        short = stage.name.endswith(f"_{stage.num_steps}")
+        text = str(stage.num_steps) if short else stage.name
+        middle = start + stage.end / 2
+        axes.text(middle, 1.03, text, transform=where, ha="center")
     checks = [
         (start + line.update, line.validation_loss)
         for line in stage.lines
@@ -195,26 +273,44 @@ def _mark(axes, stage: StageRecord, start: int, colour: str) -> None:
         axes.plot(*zip(*checks), "o", color=colour, markersize=3)
     skipped = [start + line.update for line in stage.lines if line.skipped]
     if skipped:
-        where = axes.get_xaxis_transform()
         low = [0.04] * len(skipped)
         axes.plot(skipped, low, "x", color=INK, markersize=4, transform=where)
 
 
-def tiles(images: np.ndarray, columns: int) -> str:
-    """Images [N, H, W, C] in [-1, 1] as one PNG in a data URI, with clear gaps."""
+def mosaic(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """Images [N, H, W, C] in [-1, 1] side by side, uint8, with an alpha channel.
+
+    Gaps between them are black, and clear. Of more than 3 channels 3 are shown.
+    """
     num, height, width, channels = images.shape
-    lines, gap = -(-num // columns), max(1, height // 16)
+    lines, shown = -(-num // columns), 1 if channels == 1 else 3
     size = lines * (height + gap) - gap, columns * (width + gap) - gap
-    shown = 1 if channels == 1 else 3
     grid = np.zeros((*size, shown + 1), np.uint8)
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
         y, x = row * (height + gap), column * (width + gap)
         grid[y : y + height, x : x + width, :shown] = to_uint8(image)[..., :shown]
         grid[y : y + height, x : x + width, shown] = 255
-    buffer = io.BytesIO()
+    return grid
+
+
+def tiles(images: np.ndarray, columns: int) -> str:
+    """Images [N, H, W, C] in [-1, 1] as one PNG in a data URI, with clear gaps."""
+    grid, buffer = mosaic(images, columns, max(1, images.shape[1] // 16)), io.BytesIO()
     Image.fromarray(grid).save(buffer, format="PNG", optimize=True)
     return _uri(buffer.getvalue())
+
+
+def image_grid(images: np.ndarray, side: int = 8, pixels: int = 512) -> bytes:
+    """The first side x side images [N, H, W, C] in [-1, 1] as one PNG of some size."""
+    scale = max(1, pixels // (side * max(images.shape[1:3])))
+    grid = mosaic(images[: side * side], side)[..., :-1]
+    grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(
+        buffer, format="PNG"
+    )
+    return buffer.getvalue()
 
 
 def _uri(png: bytes) -> str:
@@ -235,28 +331,54 @@ def directions(points: np.ndarray) -> np.ndarray:
     return matplotlib.colors.hsv_to_rgb(np.column_stack([hue, rest]))
 
 
-def landing(points: np.ndarray, colours: np.ndarray, reach: float) -> str:
-    """Points [N, 2] within `reach` of the origin as a PNG in a data URI."""
+def _land(axes: Axes, points: np.ndarray, best: np.ndarray) -> None:
+    """Points [N, 2], each in the color of where the best takes the same noise."""
+    reach = 1.15 * float(np.abs(best).max()) or 1.0
+    num = min(len(points), len(best))
+    axes.scatter(*points[:num].T, c=directions(best[:num]), s=2.5, linewidths=0)
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+
+
+def landings(panels: Sequence[tuple[str, np.ndarray]], best: np.ndarray) -> bytes:
+    """Where the same noise lands under several models, in the plane; a PNG.
+
+    Args:
+      panels: each one's title and points [N, 2].
+      best: where the noise should land, [N, 2]. A point in the wrong place shows as a
+        color in the wrong place.
+    """
+    columns = min(5, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(2.5 * columns, 2.7 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (title, points) in zip(axes, panels):
+        _land(ax, points, best)
+        ax.set_title(title, fontsize=9)
+        ax.tick_params(labelsize=7)
+    return _png(figure)
+
+
+def landing(points: np.ndarray, best: np.ndarray) -> str:
+    """One of `landings`, bare, as a PNG in a data URI."""
     figure = Figure(figsize=(3.2, 3.2))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.scatter(*points.T, c=colours, s=2.5, linewidths=0)
-    axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
+    _land(axes, points, best)
     axes.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, transparent=True)
     return _uri(buffer.getvalue())
 
 
-def displacements(
-    theirs: np.ndarray, mine: np.ndarray, reach: float, key: str
-) -> Markup:
+def displacements(best: np.ndarray, mine: np.ndarray, reach: float, key: str) -> Markup:
     """Where a teacher lands [N, 2], and lines from there to where a student lands."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.0, 3.0))
         axes = figure.add_axes((0, 0, 1, 1))
-        axes.plot(*theirs.T, ".", color=TEACHER, markersize=2.5)
+        axes.plot(*best.T, ".", color=TEACHER, markersize=2.5)
         axes.plot(
-            *np.stack([theirs, mine], 1).transpose(2, 1, 0),
+            *np.stack([best, mine], 1).transpose(2, 1, 0),
             color=STUDENT,
             linewidth=0.9,
         )

@@ -13,10 +13,9 @@ import jinja2
 import numpy as np
 from etils import epath
 
-from pd_jax import __version__, metrics, samplers
+from pd_jax import __version__, metrics
 from pd_jax import config as configs
 from pd_jax.reports import figures
-from pd_jax.reports.figures import STUDENT, TEACHER, Curve
 from pd_jax.runs import record as records
 from pd_jax.runs.record import Record
 from pd_jax.storage.writers import write_whole
@@ -42,7 +41,6 @@ def environment() -> jinja2.Environment:
     )
     env.filters |= {"figure": figure_text, "seconds": seconds_text, "plain": plain}
     env.globals |= {"label": metrics.label}
-    env.globals |= {"sampler": lambda method: samplers.get(method).label}
     return env
 
 
@@ -120,29 +118,26 @@ def picture(record: Record, x: np.ndarray | None) -> str | None:
     if not is_plane(x):
         return None
     best = record.reference if record.exact is None else record.exact
-    num = min(len(x), len(best))
-    reach = 1.15 * float(np.abs(best).max()) or 1.0
-    return figures.landing(x[:num], figures.directions(best[:num]), reach)
+    return figures.landing(x, best)
 
 
 def _positions(record: Record) -> list[dict]:
     """What the slider goes through: each step count, and its models' pictures."""
-    found = []
+    positions = []
     for steps in record.step_counts:
-        shown = {
-            model: picture(record, record.samples(model, steps))
-            for model in ("teacher", "student")
-        }
+        shown = {}
+        for name in record.series:
+            row = record.row(name, steps)
+            shown[name] = picture(record, record.samples(row)) if row else None
         if any(shown.values()):
-            found.append({"steps": steps, **shown})
-    return found
+            positions.append({"steps": steps, "pictures": shown})
+    return positions
 
 
 def _students(record: Record) -> list[tuple[int, np.ndarray]]:
     """(steps, samples) of all students that can be paired, most steps first."""
-    counts = [r["num_steps"] for r in record.rows if r["model"] == "student"]
-    found = [(n, record.samples("student", n)) for n in counts]
-    return [(n, x) for n, x in found if x is not None]
+    pairs = [(row["num_steps"], record.samples(row)) for row in record.students[::-1]]
+    return [(n, x) for n, x in pairs if x is not None]
 
 
 def _pairs(record: Record) -> dict | None:
@@ -181,18 +176,25 @@ def _pairs(record: Record) -> dict | None:
 
 def _quality(record: Record) -> list[dict]:
     """A plot for each metric."""
-    found = []
+    plots, steps = [], record.step_counts
     for i, metric in enumerate(record.metrics):
-        curves = (
-            Curve(record.points("teacher", metric), TEACHER, "s"),
-            Curve(record.points("student", metric), STUDENT),
-        )
+        curves = figures.curves(record.rows, metric)
         says = f"{metrics.label(metric)} against sampling steps"
-        plot = figures.against_steps(
-            metric, curves, record.step_counts, f"quality-{i}", says
+        plot = figures.against_steps(metric, curves, steps, f"quality-{i}", says)
+        plots.append({"metric": metric, "plot": plot})
+    return plots
+
+
+def _legend(record: Record) -> list[tuple[str, str, str]]:
+    """Each series' name, its color as CSS, and what its curve is called."""
+    if not record.metrics:
+        return []
+    return [
+        (name, figures.STAND_INS[curve.colour], curve.label)
+        for name, curve in zip(
+            record.series, figures.curves(record.rows, record.metrics[0])
         )
-        found.append({"metric": metric, "plot": plot})
-    return found
+    ]
 
 
 def summary(record: Record) -> dict | None:
@@ -200,7 +202,14 @@ def summary(record: Record) -> dict | None:
     metric = next((m for m in metrics.main() if m in record.metrics), None)
     if metric is None:
         return None
-    student, teacher = (record.points(m, metric) for m in ("student", "teacher"))
+    student, teacher = (
+        [
+            (row["num_steps"], row["metrics"][metric])
+            for row in rows
+            if math.isfinite(row["metrics"].get(metric, math.nan))
+        ]
+        for rows in (record.students, record.series.get("teacher", []))
+    )
     if not student or not teacher:
         return None
     steps = student[0][0]
@@ -240,6 +249,19 @@ def now(record: Record) -> str:
     return f"all {len(record.stages)} stages done; {len(record.rows)} rows measured"
 
 
+def stages(record: Record) -> list[str]:
+    """Each stage's steps, in words; of a teacher, that it is one."""
+    counts = {}
+    for row in record.rows:
+        counts.setdefault(row["stage"], []).append(str(row["num_steps"]))
+    return [
+        ", ".join(counts.get(stage.name, [str(stage.num_steps)]))
+        if stage.num_steps
+        else stage.name
+        for stage in record.stages
+    ]
+
+
 def device_hours(record: Record) -> float | None:
     """Of a whole run that is finished, on the devices of its last stage."""
     counts = [stage.num_devices for stage in record.stages if stage.num_devices]
@@ -255,7 +277,8 @@ def html(record: Record) -> str:
     return template.render(
         run=record,
         version=__version__,
-        steps=[stage.num_steps for stage in record.stages],
+        stages=stages(record),
+        legend=_legend(record),
         now="" if record.finished else now(record),
         written=time.strftime("%Y-%m-%d %H:%M:%S"),
         summary=summary(record),

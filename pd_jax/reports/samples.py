@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pd_jax import samplers
-from pd_jax.reports import report
+from pd_jax.reports import figures
 from pd_jax.runs import loading
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
@@ -209,7 +209,7 @@ def _grid(draw: _Draw, num: int, out: pathlib.Path) -> None:
         return
     images = np.concatenate([x for _, x in draw.batches(num)])
     side = math.isqrt(num - 1) + 1
-    drawn = report.image_grid(images / 127.5 - 1.0, side)
+    drawn = figures.image_grid(images / 127.5 - 1.0, side)
     told = PngInfo()
     told.add_text("pd_jax", json.dumps(job))
     buffer = io.BytesIO()

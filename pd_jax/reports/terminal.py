@@ -9,6 +9,7 @@ from etils import epath
 
 from pd_jax import __version__, metrics
 from pd_jax.config.setup import Setup
+from pd_jax.evaluation.rows import series_of
 from pd_jax.reports import report as reports
 from pd_jax.runtime import console
 
@@ -60,7 +61,7 @@ class Terminal:
         """Prints a row's values, for those who want details."""
         values = ", ".join(f"{k} {v:.4g}" for k, v in entry["metrics"].items())
         console.detail(
-            f"{entry['model']}, {entry['num_steps']} step(s): {values}; "
+            f"{series_of(entry)}, {entry['num_steps']} step(s): {values}; "
             f"{entry['seconds']:.1f} s"
         )
 

@@ -12,7 +12,8 @@ from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
-from pd_jax.reports.report import image_grid
+from pd_jax.evaluation.rows import series_of
+from pd_jax.reports.figures import image_grid
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage.writers import is_remote, write_whole
 
@@ -99,7 +100,7 @@ class TensorBoard:
 
     def on_row(self, entry: dict, samples: np.ndarray) -> None:
         """Draws a row's figures, and its samples where they are images."""
-        run, steps = f"rows/{entry['model']}", entry["num_steps"]
+        run, steps = f"rows/{series_of(entry)}", entry["num_steps"]
         self._scalars(run, steps, entry["metrics"])
         if samples.ndim == 4:
             png = image_grid(samples)
@@ -168,7 +169,7 @@ class WeightsAndBiases:
 
     def on_row(self, entry: dict, samples: np.ndarray) -> None:
         """Draws a row's figures, and its samples where they are images."""
-        group = f"rows/{entry['model']}"
+        group = f"rows/{series_of(entry)}"
         self._run.define_metric(f"{group}/*", step_metric=f"{group}/num_steps")
         shown = entry["metrics"] | {"num_steps": entry["num_steps"]}
         if samples.ndim == 4:

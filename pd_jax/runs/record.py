@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax.evaluation.rows import check_entry, row_of
+from pd_jax.evaluation.rows import by_series, check_entry, row_of
 from pd_jax.storage import files
 from pd_jax.storage.writers import JsonLines
 from pd_jax.training.stage import Stage
@@ -29,13 +29,30 @@ DAMAGE = (
 
 
 class Line(NamedTuple):
-    """One interval of a stage, as in metrics.jsonl; what is missing there is NaN."""
+    """One interval of a stage, as in metrics.jsonl.
+
+    Attributes:
+      update: its last update.
+      values: all other numbers of the entry, by name.
+    """
 
     update: int
-    loss: float
-    grad_norm: float
-    validation_loss: float
-    skipped: int
+    values: dict[str, float]
+
+    @property
+    def loss(self) -> float:
+        """The mean loss; NaN where the entry has none."""
+        return self.values.get("loss", math.nan)
+
+    @property
+    def validation_loss(self) -> float:
+        """The validation loss, NaN where none was measured."""
+        return self.values.get("validation_loss", math.nan)
+
+    @property
+    def skipped(self) -> int:
+        """Updates left out."""
+        return int(self.values.get("skipped", 0))
 
 
 @dataclasses.dataclass
@@ -44,6 +61,7 @@ class StageRecord:
 
     Attributes:
       name, num_steps, planned: of its `Stage`; 0 steps for the teacher.
+      training: the training's name.
       batch: examples per update.
       done: updates that are saved, or at least told of in metrics.jsonl.
       end: updates at which it ends: as planned, or fewer on a plateau.
@@ -56,6 +74,7 @@ class StageRecord:
     """
 
     name: str
+    training: str
     num_steps: int
     planned: int
     batch: int
@@ -123,21 +142,31 @@ class Record:
         """All rows' step counts, most first."""
         return sorted({row["num_steps"] for row in self.rows}, reverse=True)
 
-    def value(self, model: str, num_steps: int, metric: str) -> float | None:
-        """One figure, where it was measured."""
-        for row in self.rows:
-            if (row["model"], row["num_steps"]) == (model, num_steps):
-                return row["metrics"].get(metric)
-        return None
+    @property
+    def title(self) -> str:
+        """What the run distils by."""
+        return configs.title(self.config)
 
-    def points(self, model: str, metric: str) -> list[tuple[int, float]]:
-        """(steps, figure) of one model, fewest steps first."""
-        return sorted(
-            (row["num_steps"], row["metrics"][metric])
-            for row in self.rows
-            if row["model"] == model
-            and math.isfinite(row["metrics"].get(metric, math.nan))
-        )
+    @property
+    def series(self) -> dict[str, list[dict]]:
+        """The rows as curves: `evaluation.rows.by_series`."""
+        return by_series(self.rows)
+
+    @property
+    def students(self) -> list[dict]:
+        """Rows of the last training's students, fewest steps first."""
+        made = [rows for rows in self.series.values() if rows[0]["model"] == "student"]
+        return made[-1] if made else []
+
+    def row(self, series: str, num_steps: int) -> dict | None:
+        """A row of a series by its steps, where it was measured."""
+        rows = self.series.get(series, ())
+        return next((row for row in rows if row["num_steps"] == num_steps), None)
+
+    def value(self, series: str, num_steps: int, metric: str) -> float | None:
+        """One figure, where it was measured."""
+        row = self.row(series, num_steps)
+        return row and row["metrics"].get(metric)
 
     @functools.cached_property
     def reference(self) -> np.ndarray | None:
@@ -149,13 +178,10 @@ class Record:
         """Where the exact probability flow takes the same noise, if that is known."""
         return self._like(_samples(self.folder / "evaluation" / "reference_exact.npy"))
 
-    def samples(self, model: str, num_steps: int) -> np.ndarray | None:
+    def samples(self, row: dict) -> np.ndarray | None:
         """The first samples of a row [N, ...], from the same noise as the reference."""
-        for row in self.rows:
-            if (row["model"], row["num_steps"]) == (model, num_steps):
-                path = self.folder / "evaluation" / f"{row_of(row).name}.npy"
-                return self._like(_samples(path))
-        return None
+        path = self.folder / "evaluation" / f"{row_of(row).name}.npy"
+        return self._like(_samples(path))
 
     def _like(self, x: np.ndarray | None) -> np.ndarray | None:
         """`x` where its examples have the reference's shape, else None."""
@@ -260,6 +286,7 @@ def _stages(folder: epath.Path, config: ConfigDict, report: dict) -> list[StageR
         found.append(
             StageRecord(
                 stage.name,
+                trainings[stage.name],
                 0 if trainings[stage.name] == "teacher" else stage.num_steps,
                 stage.updates,
                 int(config[trainings[stage.name]].batch),
@@ -280,18 +307,17 @@ def _lines(folder: epath.Path) -> dict[str, list[Line]]:
     found = {}
     try:
         for entry in JsonLines(folder / "metrics.jsonl").read():
-            keys = ("loss", "grad_norm", "validation_loss")
-            numbers = [_number(entry.get(key)) for key in keys]
-            update, skipped = entry["update"], entry.get("skipped", 0)
-            line = Line(_count(update), *numbers, _count(skipped))
+            values = {
+                str(name): float(value)
+                for name, value in entry.items()
+                if isinstance(value, int | float) and name != "update"
+            }
+            _count(entry.get("skipped", 0))
+            line = Line(_count(entry["update"]), values)
             found.setdefault(str(entry["stage"]), []).append(line)
     except OSError:  # it is gone, or a folder: the run itself will say so
         pass
     return found
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _devices(value: object) -> str:

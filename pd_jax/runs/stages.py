@@ -8,6 +8,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pd_jax import config as configs
+from pd_jax import models
 from pd_jax.checkpoint import Damaged, StageCheckpoints
 from pd_jax.config.setup import Setup
 from pd_jax.runtime.errors import Refused
@@ -106,8 +107,11 @@ class Stages:
     def check(self, kept: StageCheckpoints) -> None:
         """Refuses a checkpoint of another network, data set or config."""
         facts, mine = kept.facts(), self.sampler(kept.stage)
-        theirs = {key: facts.get(key, value) for key, value in mine.items()}
-        changed = configs.differences(theirs, mine)
+        saved = {key: facts.get(key, value) for key, value in mine.items()}
+        name = saved["model"].get("name")
+        if name in models.known():  # fields that came later are as by default
+            saved["model"] = models.fields(name) | saved["model"]
+        changed = configs.differences(saved, mine)
         if changed:
             raise Refused(
                 f"{kept.newest} belongs to another run:\n  "
