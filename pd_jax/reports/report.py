@@ -140,7 +140,7 @@ def plot_landing(
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     for ax, (title, name) in zip(axes, panels):
-        points = evaluation.kept(name)
+        points = evaluation.saved_samples(name)
         noise = evaluation.noise(len(points))
         colour = np.arctan2(noise[:, 1], noise[:, 0])
         ax.scatter(*points.T, c=colour, cmap="hsv", s=3, linewidths=0)
@@ -156,7 +156,10 @@ def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str,
     if len(setup.dataset.shape) == 3:
         grids = {f"samples/{r.name}.png": r.name for r in rows}
         grids["samples/teacher_reference.png"] = "reference_teacher"
-        return {file: image_grid(evaluation.kept(name)) for file, name in grids.items()}
+        return {
+            file: image_grid(evaluation.saved_samples(name))
+            for file, name in grids.items()
+        }
     if setup.dataset.shape == (2,):
         exact = setup.dataset.denoise is not None
         students = [r for r in rows if r.model == "student"]

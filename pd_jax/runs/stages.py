@@ -78,9 +78,11 @@ class Stages:
           Refused: where the stage is not finished, is damaged, or is another run's.
         """
 
-        def read(kept):
-            self.check(kept)
-            return kept.handed_over(self.shapes(training, stage), training.method)
+        def read(checkpoints):
+            self.check(checkpoints)
+            return checkpoints.handed_over(
+                self.shapes(training, stage), training.method
+            )
 
         return self._finished(stage, read)
 
@@ -103,14 +105,14 @@ class Stages:
             },
         }
 
-    def check(self, kept: StageCheckpoints) -> None:
+    def check(self, checkpoints: StageCheckpoints) -> None:
         """Refuses a checkpoint of another network, data set or config."""
-        facts, mine = kept.facts(), self.sampler(kept.stage)
-        theirs = {key: facts.get(key, value) for key, value in mine.items()}
-        changed = configs.differences(theirs, mine)
+        facts, mine = checkpoints.facts(), self.sampler(checkpoints.stage)
+        there = {key: facts.get(key, value) for key, value in mine.items()}
+        changed = configs.differences(there, mine)
         if changed:
             raise Refused(
-                f"{kept.newest} belongs to another run:\n  "
+                f"{checkpoints.newest} belongs to another run:\n  "
                 + "\n  ".join(changed)
                 + "\nPut back what was there, or use another folder with --workdir=DIR."
             )
@@ -126,10 +128,10 @@ class Stages:
 
     def _finished(self, stage: Stage, read: Callable) -> Any:
         """What `read` finds in a finished stage's checkpoints."""
-        with self.open(stage) as kept:
-            if not kept.finished:
+        with self.open(stage) as checkpoints:
+            if not checkpoints.finished:
                 raise Refused(f"{self._workdir}: {stage.name} is not finished")
             try:
-                return read(kept)
+                return read(checkpoints)
             except Damaged as error:
                 raise self.lost(stage, error) from error
