@@ -109,7 +109,7 @@ def _estimate() -> None:
     if not COMPILE.value:  # tracing needs no accelerator, which a run may hold
         jax.config.update("jax_platforms", "cpu")
     chips = CHIP.value, NUM_CHIPS.value, UTILISATION.value
-    with compilation.tracing():
+    with compilation.without_gc():
         estimate.run(config, command.name(), *chips, COMPILE.value)
 
 

@@ -143,7 +143,7 @@ def variants(config: ConfigDict, texts: list[str], training: str) -> list[Varian
     Raises:
       Refused: for a key that is not known, or a value of another kind.
     """
-    found, shorts = [Variant("", "", config)], _shorts(training)
+    chosen, shorts = [Variant("", "", config)], _shorts(training)
     flat = dict(configs.flatten(config))
     for part in (part for text in texts for part in text.split(";")):
         before, given, rest = part.partition("=")
@@ -174,8 +174,8 @@ def variants(config: ConfigDict, texts: list[str], training: str) -> list[Varian
                     ) from error
                 if _shown(value) != _shown(current):
                     changed = _changed(config, key, value, _shown(value))
-                    found.append(Variant(name, _shown(value), changed))
-    return found
+                    chosen.append(Variant(name, _shown(value), changed))
+    return chosen
 
 
 def _prepare(config: ConfigDict, batch: int | None) -> None:
@@ -212,7 +212,7 @@ def _starts(variant: Variant, folder: str) -> dict:
     """First steps in fresh processes, with an empty cache and then with a full one."""
     from pd_jax.bench.startup import first_step
 
-    found = {"cold": [], "warm": [], "memory": {}}
+    measured = {"cold": [], "warm": [], "memory": {}}
     began = time.monotonic()
     for i in range(REPEATS.value):
         cache = os.path.join(folder, f"cache_{i}")
@@ -222,11 +222,11 @@ def _starts(variant: Variant, folder: str) -> dict:
             one = first_step(variant.config, TRAINING.value, cache, asks)
             if "failed" in one:
                 return one
-            found[kind].append(one["seconds"])
-            found["memory"] = found["memory"] or one["memory"]
+            measured[kind].append(one["seconds"])
+            measured["memory"] = measured["memory"] or one["memory"]
         if time.monotonic() - began > STARTS * SECONDS.value:
             break
-    return found
+    return measured
 
 
 def _largest(variant: Variant, cache: str) -> Variant:
@@ -301,7 +301,7 @@ def _measure(chosen: list[Variant], folder: str) -> list[dict]:
         _say(f"round {i + 1} of {REPEATS.value}")
         for subject in subjects:
             subject.attempt(subject.round, alone)
-    return [_result(*found) for found in zip(chosen, starts, subjects)]
+    return [_result(*each) for each in zip(chosen, starts, subjects)]
 
 
 def _result(variant: Variant, start: dict, subject) -> dict:
@@ -338,20 +338,20 @@ def _run(name: str) -> int:
     with tempfile.TemporaryDirectory(prefix="pd_jax_bench_") as folder:
         if FIND_BATCH.value:
             chosen = [_largest(variant, folder) for variant in chosen]
-        found = _measure(chosen, folder)
+        results = _measure(chosen, folder)
     result = facts() | {
         "config": name,
         "training": TRAINING.value,
         "command": [sys.executable, "-m", "pd_jax.bench", *sys.argv[1:]],
         "repeats": REPEATS.value,
         "seconds": SECONDS.value,
-        "variants": found,
+        "variants": results,
     }
     console.show(table(result))
     if JSON.value:
         text = json.dumps(result, indent=1)
         pathlib.Path(JSON.value).write_text(text + "\n")
-    return int(all(variant["failed"] for variant in found))
+    return int(all(variant["failed"] for variant in results))
 
 
 def main(argv: list[str]) -> int:

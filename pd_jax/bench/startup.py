@@ -56,10 +56,10 @@ def first_step(
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         # The system kills whom it has no memory for.
         return {"failed": "killed" if done.returncode < 0 else lines[-1]}
-    found = json.loads(done.stdout.splitlines()[-1])
-    if "refused" in found:
-        raise ValueError(found["refused"])
-    return found
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if "refused" in answer:
+        raise ValueError(answer["refused"])
+    return answer
 
 
 def _measure(
@@ -90,10 +90,10 @@ def _measure(
     jax.monitoring.unregister_event_duration_listener(listen)
     for _ in range(2):
         state, _ = jax.block_until_ready(step(state, batch, training.key))
-    found = [device.memory_stats() or {} for device in step.devices]
+    used = [device.memory_stats() or {} for device in step.devices]
     memory = {}
-    if all("peak_bytes_in_use" in stats for stats in found):
-        fullest = max(found, key=lambda stats: stats["peak_bytes_in_use"])
+    if all("peak_bytes_in_use" in stats for stats in used):
+        fullest = max(used, key=lambda stats: stats["peak_bytes_in_use"])
         memory = {"peak": fullest["peak_bytes_in_use"]}
         memory["limit"] = fullest.get("bytes_limit", 0)
     elif compiler:
@@ -112,14 +112,14 @@ def main() -> int:
     given = json.load(sys.stdin)
     config = ConfigDict(given["config"])
     try:
-        found = _measure(config, given["training"], given["began"], given["compiler"])
+        answer = _measure(config, given["training"], given["began"], given["compiler"])
     except ValueError as error:
-        found = {"refused": str(error)}
+        answer = {"refused": str(error)}
     except Exception as error:
-        found = {"failed": reason(error)}
-        if found["failed"] != OUT_OF_MEMORY:
+        answer = {"failed": reason(error)}
+        if answer["failed"] != OUT_OF_MEMORY:
             raise
-    print(json.dumps(found))
+    print(json.dumps(answer))
     return 0
 
 

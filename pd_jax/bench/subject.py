@@ -159,17 +159,17 @@ class Subject:
         training, weights = self.training, self.setup.first_weights()
         self._batch = one_call(self.setup, training)
         stages = _some(training.stages, STAGES)
-        found = Compilations()
+        compilations = Compilations()
         for stage in stages:
             state = first_state(training, weights, stage)
-            with found:
+            with compilations:
                 for _ in range(2):
                     state, _ = training.step(state, self._batch, training.key)
                     jax.block_until_ready(state)
             weights = training.method.result(state)[MODEL]
         self.compilations["step"] = {
             "traces": training.step.traces,
-            "compilations": found.count,
+            "compilations": compilations.count,
             "stages": len(stages),
         }
         # A stage that does not end: its learning rate stays what it is for a student.
@@ -226,14 +226,14 @@ class Subject:
             exact = self.setup.config.teacher.exact
             few = [r for r in rows(self.setup) if r.num_steps <= SAMPLER_STEPS]
             params = self._state.model.params
-            with Compilations() as found:
+            with Compilations() as compilations:
                 for row in few:
                     draw(
                         None if exact and row.model == "teacher" else params,
                         row.num_steps,
                     )
             self.compilations["sampler"] = {
-                "compilations": found.count,
+                "compilations": compilations.count,
                 "rows": len(few),
                 "kinds": 1 + (exact and any(row.model == "teacher" for row in few)),
             }
@@ -275,25 +275,25 @@ class Subject:
         )
         every = self._options.checkpoint_updates
 
-        def save(kept: StageCheckpoints) -> None:
+        def save(checkpoints: StageCheckpoints) -> None:
             whole = self.training.step.everywhere(self._state)
-            kept.save(whole, self.training.method, loop.facts)
+            checkpoints.save(whole, self.training.method, loop.facts)
 
         def run(count: int) -> float:
-            with StageCheckpoints(self._folder, self._stage) as kept:
+            with StageCheckpoints(self._folder, self._stage) as checkpoints:
                 began = time.perf_counter()
                 for _ in range(count):
                     self._state = loop.call(loop.check(self._state))
                     if loop.passed(every) and not self._spread_over:
                         loop.flush()
-                        save(kept)
+                        save(checkpoints)
                 jax.block_until_ready(self._state)
             return time.perf_counter() - began
 
         def checkpoint(count: int) -> float:
-            with StageCheckpoints(self._folder, self._stage) as kept:
+            with StageCheckpoints(self._folder, self._stage) as checkpoints:
                 began = time.perf_counter()
-                save(kept)
+                save(checkpoints)
             return time.perf_counter() - began
 
         checkpoint(1)
@@ -314,32 +314,32 @@ class Subject:
     def figures(self) -> dict[str, Figure]:
         """What was measured, by name; seconds, and figures per second."""
         took = {name: Figure(tuple(values)) for name, values in self._taken.items()}
-        found, batch = {}, self.training.batch
+        figures, batch = {}, self.training.batch
         if "step" in took:
-            step = found["step"] = took["step"].map(lambda s: s / self._substeps)
-            found["forward"] = took["forward"]
-            found["step_over_forward"] = step.over(took["forward"])
-            found["images_per_second"] = step.map(lambda s: batch / s)
-            found["flops_per_second"] = step.map(lambda s: self.flops / s)
+            step = figures["step"] = took["step"].map(lambda s: s / self._substeps)
+            figures["forward"] = took["forward"]
+            figures["step_over_forward"] = step.over(took["forward"])
+            figures["images_per_second"] = step.map(lambda s: batch / s)
+            figures["flops_per_second"] = step.map(lambda s: self.flops / s)
         if "product" in took:
             peak = took["product"].map(lambda s: self._product_flops / s)
-            found["product_flops_per_second"] = peak
-            found["share_of_product"] = found["flops_per_second"].over(peak)
+            figures["product_flops_per_second"] = peak
+            figures["share_of_product"] = figures["flops_per_second"].over(peak)
         if "sampler" in took:
-            found["sampler"] = took["sampler"]
+            figures["sampler"] = took["sampler"]
             per_step = took["sampler"].map(lambda s: s / SAMPLER_STEPS)
-            found["sampler_over_forwards"] = per_step.over(took["forward"])
+            figures["sampler_over_forwards"] = per_step.over(took["forward"])
         if "loop" in took:
             bare = took["bare"]
-            found["loop_over_bare"] = took["loop"].over(bare)
-            found["bare"] = bare.map(lambda s: s / self._substeps)
-            found["loop"] = took["loop"].map(lambda s: s / self._substeps)
+            figures["loop_over_bare"] = took["loop"].over(bare)
+            figures["bare"] = bare.map(lambda s: s / self._substeps)
+            figures["loop"] = took["loop"].map(lambda s: s / self._substeps)
             if self._spread_over:
-                found["checkpoint"] = took["checkpoint"]
+                figures["checkpoint"] = took["checkpoint"]
                 share = took["checkpoint"].map(lambda s: s / self._spread_over)
-                share = share.over(found["bare"])
-                both = zip(found["loop_over_bare"].values, share.values)
-                found["loop_over_bare"] = Figure(tuple(a + b for a, b in both))
+                share = share.over(figures["bare"])
+                both = zip(figures["loop_over_bare"].values, share.values)
+                figures["loop_over_bare"] = Figure(tuple(a + b for a, b in both))
         if "data" in took:
-            found["data_images_per_second"] = took["data"].map(lambda s: batch / s)
-        return found
+            figures["data_images_per_second"] = took["data"].map(lambda s: batch / s)
+        return figures

@@ -141,10 +141,10 @@ def _cells(variant: dict, device: dict) -> dict[str, str]:
 
 def _notes(result: dict) -> list[str]:
     """What the columns do not say."""
-    found = result["variants"]
-    notes = [f"{v['name']}: {v['failed']}" for v in found if v["failed"]]
-    notes += {f"data: {v['data']}" for v in found if v["data"] != "its own"}
-    if any("compiler" in v["start"].get("memory", {}) for v in found):
+    variants = result["variants"]
+    notes = [f"{v['name']}: {v['failed']}" for v in variants if v["failed"]]
+    notes += {f"data: {v['data']}" for v in variants if v["data"] != "its own"}
+    if any("compiler" in v["start"].get("memory", {}) for v in variants):
         notes.append("* by the compiler: the device does not tell what it holds")
     return notes
 

@@ -30,13 +30,13 @@ def made(folder: epath.Path) -> bool:
 
 def damage(folder: epath.Path) -> str | None:
     """What is not as it was sealed; None where all is, or no seal is to be read."""
-    for name, kept in (_sums(folder) or {}).items():
+    for name, sealed in (_sums(folder) or {}).items():
         try:
-            found = _sum(folder / name)
+            actual = _sum(folder / name)
         except OSError as error:
             return f"{name}: {error.strerror}"
-        if found != kept:
-            return f"{name}: {found[0]} bytes, not the {kept[0]} that were written"
+        if actual != sealed:
+            return f"{name}: {actual[0]} bytes, not the {sealed[0]} that were written"
     return None
 
 
@@ -49,13 +49,13 @@ def _sums(folder: epath.Path) -> dict | None:
 
 def _names(folder: epath.Path) -> list[str]:
     """Files below a folder, as paths within it, without the seal."""
-    found = []
+    names = []
     for path in folder.iterdir():
         if path.is_dir():
-            found += [f"{path.name}/{name}" for name in _names(path)]
+            names += [f"{path.name}/{name}" for name in _names(path)]
         elif path.name != NAME:
-            found.append(path.name)
-    return sorted(found)
+            names.append(path.name)
+    return sorted(names)
 
 
 def _sum(path: epath.Path) -> list[int]:

@@ -29,7 +29,7 @@ def load_released(path: str, like: dict) -> tuple[dict, int | None]:
     """
     try:
         content = files.parse_msgpack(_bytes(path))
-        found = flax.traverse_util.flatten_dict(content["ema_params"], sep="/")
+        weights = flax.traverse_util.flatten_dict(content["ema_params"], sep="/")
         num_steps = int(content.get("num_sample_steps") or 0)
     except Exception as error:  # whatever a damaged file leads to
         raise ValueError(
@@ -39,22 +39,22 @@ def load_released(path: str, like: dict) -> tuple[dict, int | None]:
     wanted = flax.traverse_util.flatten_dict(like, sep="/")
     problems = [
         f"missing {name} {tuple(wanted[name].shape)}"
-        for name in wanted.keys() - found.keys()
+        for name in wanted.keys() - weights.keys()
     ]
-    problems += [f"extra {name}" for name in found.keys() - wanted.keys()]
-    for name in wanted.keys() & found.keys():
-        here, there = wanted[name].shape, getattr(found[name], "shape", None)
+    problems += [f"extra {name}" for name in weights.keys() - wanted.keys()]
+    for name in wanted.keys() & weights.keys():
+        here, there = wanted[name].shape, getattr(weights[name], "shape", None)
         if there is None or _squeezed(here) != _squeezed(there):
             problems.append(f"{name} is {there}, not {tuple(here)}")
-        elif not jnp.issubdtype(found[name].dtype, jnp.floating):
-            problems.append(f"{name} is of {found[name].dtype}, not floating point")
+        elif not jnp.issubdtype(weights[name].dtype, jnp.floating):
+            problems.append(f"{name} is of {weights[name].dtype}, not floating point")
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(
             f"{path} holds another network: {'; '.join(sorted(problems)[:8])}{more}"
         )
     arrays = {
-        name: np.asarray(found[name]).astype(leaf.dtype).reshape(leaf.shape)
+        name: np.asarray(weights[name]).astype(leaf.dtype).reshape(leaf.shape)
         for name, leaf in wanted.items()
     }
     return flax.traverse_util.unflatten_dict(arrays, sep="/"), num_steps or None

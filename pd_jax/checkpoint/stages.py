@@ -191,7 +191,7 @@ class StageCheckpoints:
         items = _items(state, method)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         self._wait()
-        processes.agree(lambda: self._check_place(size))
+        processes.on_first_process(lambda: self._check_place(size))
         args = {item: ocp.args.PyTreeSave(arrays) for item, arrays in items.items()}
         args["facts"] = ocp.args.JsonSave({"format": FORMAT, **facts})
         update = int(state.step)
@@ -290,7 +290,7 @@ class StageCheckpoints:
             self.newest.rename(to)
             return str(to)
 
-        moved = epath.Path(processes.agree(move))
+        moved = epath.Path(processes.on_first_process(move))
         self._manager.reload()
         return moved
 
@@ -303,7 +303,7 @@ class StageCheckpoints:
             except (ValueError, OSError) as error:
                 return {}, files.brief(error)
 
-        facts, wrong = processes.agree(read)
+        facts, wrong = processes.on_first_process(read)
         self._refuse(wrong)
         if facts.get("format") not in (1, FORMAT):
             raise Refused(

@@ -149,10 +149,13 @@ def _named(key: str) -> Iterator[None]:
 
 def _check_data(config: ConfigDict, dataset: Dataset) -> None:
     name = config.data.name
-    for found, what in ((dataset, "example"), (dataset.reference, "held-back example")):
-        if len(found) < 2:
+    for examples, what in (
+        (dataset, "example"),
+        (dataset.reference, "held-back example"),
+    ):
+        if len(examples) < 2:
             raise ValueError(
-                f'data "{name}" has {len(found)} {what}: at least 2 are needed, to '
+                f'data "{name}" has {len(examples)} {what}: at least 2 are needed, to '
                 "compare samples with"
             )
     ev = config.eval

@@ -215,8 +215,8 @@ def _folder(setup: Setup, costs: list[Cost]) -> tuple[int, int]:
         for cost in costs
         for stage in cost.stages
     )
-    kept = min(max(ev.paired_samples, GRID), ev.num_samples)
-    num = len(rows(setup)) * kept + ev.paired_samples
+    saved = min(max(ev.paired_samples, GRID), ev.num_samples)
+    num = len(rows(setup)) * saved + ev.paired_samples
     num += 0 if setup.dataset.denoise is None else ev.paired_samples
     return checkpoints, num * num_bytes(_batch(setup)["image"])
 

@@ -227,9 +227,9 @@ def describe(name: str, **kw) -> Description:
       ValueError: as for `get`.
     """
     known_by = getattr(_module(name), "describe", None)
-    found = known_by(**kw) if known_by else None
-    if found is not None:
-        return Description(*found)
+    description = known_by(**kw) if known_by else None
+    if description is not None:
+        return Description(*description)
     dataset = get(name, **kw)
     return Description(dataset.shape, dataset.num_classes, dataset.denoise)
 

@@ -45,14 +45,14 @@ class Cached:
     Attributes:
       file: the squares.
       notes: this account as a file.
-      kept: for each square, the place of its file in the listing.
+      places: for each square, the place of its file in the listing.
       bad: (name, cause) of each file that cannot be read.
       enlarged: how many pictures were smaller than the squares.
     """
 
     file: pathlib.Path
     notes: pathlib.Path
-    kept: list[int]
+    places: list[int]
     bad: list[tuple[str, str]]
     enlarged: int
 
@@ -122,7 +122,7 @@ def get(
 def _make(
     folder: pathlib.Path, root: pathlib.Path, files: list[File], size: int
 ) -> None:
-    kept, bad, enlarged = [], [], 0
+    places, bad, enlarged = [], [], 0
     # A group of one: squares are read one by one, in any order.
     writer = ArrayRecordWriter(str(folder / "squares"), "group_size:1,uncompressed")
     shown = tqdm(_squares(root, files, size), "caching", len(files), disable=None)
@@ -130,11 +130,11 @@ def _make(
         if pixels is None:
             bad.append((files[i].name, note))
             continue
-        kept.append(i)
+        places.append(i)
         enlarged += note
         writer.write(pixels.tobytes())
     writer.close()
-    notes = dict(kept=kept, bad=bad, enlarged=enlarged)
+    notes = {"kept": places, "bad": bad, "enlarged": enlarged}
     (folder / "notes.json").write_text(json.dumps(notes))
 
 
@@ -162,16 +162,17 @@ def _squares(
 def _read(folder: pathlib.Path, allowed: int, num: int) -> Cached:
     file, notes = folder / "squares", folder / "notes.json"
     try:
-        cached = Cached(file, notes, **read_json(epath.Path(notes)))
-        whole = len(Squares(file, 0, None)) == len(cached.kept)
-        whole &= all(type(i) is int and 0 <= i < num for i in cached.kept)
+        account = read_json(epath.Path(notes))
+        cached = Cached(file, notes, account.pop("kept"), **account)
+        whole = len(Squares(file, 0, None)) == len(cached.places)
+        whole &= all(type(i) is int and 0 <= i < num for i in cached.places)
         whole &= all(len(entry) == 2 for entry in cached.bad)
-    except (OSError, ValueError, TypeError, RuntimeError):
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError):
         whole = False
     if not whole:
         raise _damaged(folder)
     # A cache is kept whatever it lacks: allowing more then costs nothing.
-    if len(cached.bad) > allowed or not cached.kept:
+    if len(cached.bad) > allowed or not cached.places:
         shown = "\n".join(f"  {name}: {cause}" for name, cause in cached.bad[:20])
         raise ValueError(
             f"{len(cached.bad)} of {num} pictures cannot be read, and data.max_bad "

@@ -46,14 +46,14 @@ class Stream(Dataset):
         self._source, self._bounded = source, bounded
         self._ends = np.cumsum(updates)
         self._form = None
-        first = self._checked(source(0) if callable(source) else _endless(source))
-        kept = list(itertools.islice(first, 1))
-        if not kept:
+        batches = self._checked(source(0) if callable(source) else _endless(source))
+        first = list(itertools.islice(batches, 1))
+        if not first:
             raise Refused("there is not one batch to learn from")
-        self.size = len(kept[0]["image"])
-        kept += itertools.islice(first, -(-num_kept // self.size) - 1)
-        self._rest = itertools.chain(kept, first)  # of what is no function
-        whole = {k: np.concatenate([b[k] for b in kept])[:num_kept] for k in kept[0]}
+        self.size = len(first[0]["image"])
+        first += itertools.islice(batches, -(-num_kept // self.size) - 1)
+        self._rest = itertools.chain(first, batches)  # of what is no function
+        whole = {k: np.concatenate([b[k] for b in first])[:num_kept] for k in first[0]}
         self._kept = InMemory(whole["image"], whole.get("label"))
 
     @property

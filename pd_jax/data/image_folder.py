@@ -83,7 +83,7 @@ def load(
     _say(root, cached, len(files), size)
     classes, numbers = (), None
     if labels:
-        names = [files[i].name.partition("/")[0] for i in cached.kept]
+        names = [files[i].name.partition("/")[0] for i in cached.places]
         known, place = np.unique(names, return_inverse=True)
         classes, numbers = tuple(known.tolist()), place.astype(np.int32)
     records = _folder_cache.Squares(cached.file, size, numbers)

@@ -75,7 +75,7 @@ class Evaluation:
         ]
         self._key = jax.random.key(self._config.seed)
         self.reference_steps = setup.teacher_steps or self._config.reference_steps
-        self._have = set(processes.agree(self._find))
+        self._have = set(processes.on_first_process(self._find))
 
     def _draw_labels(self) -> np.ndarray | None:
         """Labels [N], one for each noise, or None."""
@@ -144,7 +144,7 @@ class Evaluation:
             label = None
             if self._labels is not None:  # the last batch is padded
                 label = self._labels[np.minimum(place, num - 1)]
-            with compilation.tracing():  # of the first call
+            with compilation.without_gc():  # of the first call
                 x = student.draw(
                     self._key, place, label, num_steps, self._split, method
                 )
@@ -240,7 +240,7 @@ class Evaluation:
     def _paired(self, name: str, batches, each: int, advance: Callable) -> np.ndarray:
         """Samples that others are compared with one by one; read or made."""
         if self.has(name):
-            return self.kept(name)
+            return self.saved_samples(name)
         parts = []
         for part in batches:
             parts.append(part)
@@ -357,7 +357,7 @@ class Evaluation:
         except (OSError, ValueError):
             return {}
 
-    def kept(self, name: str) -> np.ndarray:
+    def saved_samples(self, name: str) -> np.ndarray:
         """Samples kept under a row's or a reference's name: the first of the set."""
         return _load(self._path(f"{name}.npy"))
 

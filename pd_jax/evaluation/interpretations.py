@@ -51,10 +51,10 @@ class Alternative(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _given(inputs, x, noise, logsnr, told):
+def _given(inputs, x, noise, logsnr, told_logsnr):
     """What a network is given for data at logsnr, and the level that it is told."""
     z = diffuse(x, noise, logsnr)
-    return inputs(z, logsnr)[0], inputs(z, told)[1]
+    return inputs(z, logsnr)[0], inputs(z, told_logsnr)[1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -77,16 +77,16 @@ class Trial:
         self.batch_size = batch_size
         self.variance = np.var(self.x, axis=0)
 
-    def raw(self, inputs, told=None, label=None, scale=1.0, offset=0.0):
-        """The network's output for these inputs; told: the logsnr that it is given."""
-        told = self.logsnr if told is None else told
+    def raw(self, inputs, told_logsnr=None, label=None, scale=1.0, offset=0.0):
+        """The network's output for these inputs, told this logsnr or the data's."""
+        told_logsnr = self.logsnr if told_logsnr is None else told_logsnr
         label = self.label if label is None else label
         parts = []
         for first in range(0, len(self.x), self.batch_size):
             part = slice(first, first + self.batch_size)
             x = scale * self.x[part] + offset
             given, level = _given(
-                inputs, x, self.noise[part], self.logsnr[part], told[part]
+                inputs, x, self.noise[part], self.logsnr[part], told_logsnr[part]
             )
             some = None if label is None else jnp.asarray(label[part])
             parts.append(np.asarray(self.call(given, level, some)))
@@ -149,8 +149,8 @@ def other_levels(trial, output) -> list[Alternative]:
     """The same noisy data, with the network told another level."""
     convention = conventions.get(output)
 
-    def told(logsnr):
-        raw = trial.raw(convention.inputs, told=logsnr.astype(np.float32))
+    def read_told(logsnr):
+        raw = trial.raw(convention.inputs, told_logsnr=logsnr.astype(np.float32))
         return trial.read(trial.implied(raw, convention.outputs))
 
     remedy = (
@@ -158,8 +158,8 @@ def other_levels(trial, output) -> list[Alternative]:
         f'model.output="{output}" (pd_jax/conventions.py has what it means there)'
     )
     claim = "told the logsnr that the data has"
-    flipped = told(-trial.logsnr)
-    shifted = [told(trial.logsnr + shift) for shift in SHIFTS]
+    flipped = read_told(-trial.logsnr)
+    shifted = [read_told(trial.logsnr + shift) for shift in SHIFTS]
     # A wrong schedule is off by an amount that differs between levels.
     best = np.argmin([reading.ratio for reading in shifted], axis=0)
     choose = functools.partial(np.choose, best)

@@ -33,7 +33,7 @@ class Procedure:
     statistics: str
 
     @property
-    def kept(self) -> str:
+    def sets(self) -> str:
         """The two sets whose features are kept, in words."""
         samples, examples = (
             min(n, KEPT) for n in (self.num_samples, self.num_examples)

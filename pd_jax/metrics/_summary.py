@@ -34,14 +34,14 @@ class Summary:
         self.num = 0
         self._features = features
         self._pixels, self._pool = RunningMoments(), RunningMoments()
-        self._kept, self._logits = [], []
+        self._pooled, self._logits = [], []
 
     def add(self, x: np.ndarray) -> None:
         """Adds examples [B, ...]; images in [-1, 1]."""
         if x.ndim == 4 and self._features is not None:
             features = self._features(to_uint8(x))
             self._pool.add(features["pool"])
-            self._kept.append(features["pool"][: max(0, KEPT - self.num)])
+            self._pooled.append(features["pool"][: max(0, KEPT - self.num)])
             self._logits.append(features["logits"])
         small = shrink(x, SIDE) if x.ndim == 4 else x
         self._pixels.add(small.reshape(len(x), -1))
@@ -58,9 +58,9 @@ class Summary:
         return self._pool.moments()
 
     @property
-    def kept(self) -> np.ndarray:
+    def features(self) -> np.ndarray:
         """Pooled features of the first examples, [N, D]; N = 0 without a network."""
-        return np.concatenate(self._kept) if self._kept else np.zeros((0, 1))
+        return np.concatenate(self._pooled) if self._pooled else np.zeros((0, 1))
 
     @property
     def logits(self) -> np.ndarray:
@@ -75,34 +75,32 @@ class Reference:
     Attributes:
       num: examples that they were made from.
       pixels, pool: moments; pool is None without a network.
-      kept: pooled features [N, D].
+      features: pooled, of the first examples, [N, D].
     """
 
     num: int
     pixels: Moments
     pool: Moments | None
-    kept: np.ndarray
+    features: np.ndarray
 
     @classmethod
     def of(cls, summary: Summary) -> "Reference":
         """A finished summary as a reference."""
-        pool = summary.pool if len(summary.kept) else None
-        return cls(summary.num, summary.pixels, pool, summary.kept)
+        pool = summary.pool if len(summary.features) else None
+        return cls(summary.num, summary.pixels, pool, summary.features)
 
     def to_bytes(self) -> bytes:
         """As an .npz archive."""
         file = io.BytesIO()
-        pool = {}
+        arrays = {
+            "num": self.num,
+            "pixels_mu": self.pixels.mean,
+            "pixels_sigma": self.pixels.covariance,
+            "kept": self.features,
+        }
         if self.pool is not None:
-            pool = {"mu": self.pool.mean, "sigma": self.pool.covariance}
-        np.savez(
-            file,
-            num=self.num,
-            pixels_mu=self.pixels.mean,
-            pixels_sigma=self.pixels.covariance,
-            kept=self.kept,
-            **pool,
-        )
+            arrays |= {"mu": self.pool.mean, "sigma": self.pool.covariance}
+        np.savez(file, **arrays)
         return file.getvalue()
 
     @classmethod
@@ -135,4 +133,4 @@ class Comparison:
     @functools.cached_property
     def precision_recall(self) -> tuple[float, float]:
         """Both, of the features kept; two metrics, computed once."""
-        return precision_recall(self.data.kept, self.samples.kept)
+        return precision_recall(self.data.features, self.samples.features)

@@ -46,8 +46,8 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 METRIC = Metric(
     "kid",
     "KID",
-    lambda both: kernel_distance(both.samples.kept, both.data.kept),
-    lambda run: f"{run.network}: cubic kernel distance of {run.kept}",
+    lambda both: kernel_distance(both.samples.features, both.data.features),
+    lambda run: f"{run.network}: cubic kernel distance of {run.sets}",
     needs=("images", "features"),
     log_axis=False,
     column=4,

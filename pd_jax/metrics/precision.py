@@ -6,7 +6,7 @@ METRIC = Metric(
     "precision",
     "precision",
     lambda both: both.precision_recall[0],
-    lambda run: f"{run.network}: 3 nearest neighbours, {run.kept}",
+    lambda run: f"{run.network}: 3 nearest neighbours, {run.sets}",
     needs=("images", "features"),
     higher_is_better=True,
     log_axis=False,

@@ -280,12 +280,13 @@ def _mark(axes: Axes, stage: StageRecord, start: int, total: int, colour: str) -
 def mosaic(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
     """Images [N, H, W, C] in [-1, 1] side by side, uint8, with an alpha channel.
 
-    Gaps between them are black, and clear. Of more than 3 channels 3 are shown.
+    Gaps between them are white, and clear. Of more than 3 channels 3 are shown.
     """
     num, height, width, channels = images.shape
     lines, shown = -(-num // columns), 1 if channels == 1 else 3
     size = lines * (height + gap) - gap, columns * (width + gap) - gap
-    grid = np.zeros((*size, shown + 1), np.uint8)
+    grid = np.full((*size, shown + 1), 255, np.uint8)
+    grid[..., shown] = 0
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
         y, x = row * (height + gap), column * (width + gap)

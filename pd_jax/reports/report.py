@@ -57,18 +57,18 @@ def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str,
         grids = {f"samples/{row.name}.png": row.name for row in rows}
         grids["samples/teacher_reference.png"] = "reference_teacher"
         return {
-            file: figures.image_grid(evaluation.kept(name))
+            file: figures.image_grid(evaluation.saved_samples(name))
             for file, name in grids.items()
         }
     if setup.dataset.shape != (2,):
         return {}
     exact = setup.dataset.denoise is not None
-    best = evaluation.kept("reference_exact" if exact else "reference_teacher")
+    best = evaluation.saved_samples("reference_exact" if exact else "reference_teacher")
     panels = [("exact map" if exact else "teacher at its best", best)]
     for row in rows:
         if row.model == "student" or row.num_steps in (1, 4):
             title = f"{row.model}, {row.num_steps} step{'s' * (row.num_steps > 1)}"
-            panels.append((title, evaluation.kept(row.name)))
+            panels.append((title, evaluation.saved_samples(row.name)))
     return {"landing.png": figures.landings(panels, best)}
 
 

@@ -21,7 +21,7 @@ from pd_jax.evaluation.rows import Row, rows
 from pd_jax.runs import loading
 from pd_jax.runs import workdir as workdirs
 from pd_jax.runs.stages import Stages
-from pd_jax.runtime import console, processes
+from pd_jax.runtime import processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupt
 from pd_jax.runtime.progress import Progress
@@ -90,25 +90,27 @@ def run(
     workdir = workdirs.path(workdir)
     with contextlib.ExitStack() as held:
         try:
-            finished, new = processes.agree(lambda: workdirs.take(workdir, config, held))
+            finished, new = processes.on_first_process(
+                lambda: workdirs.take(workdir, config, held)
+            )
             if finished is None:
                 setup = setup or build(config)
             metrics = [] if finished else [JsonLines(workdir / "metrics.jsonl")]
-            told = Callbacks([*metrics, *callbacks])
+            callbacks = Callbacks([*metrics, *callbacks])
         except ImportError as error:
             raise Refused(f"--workdir={workdir}: {error}") from error
         except ValueError as error:
             raise Refused(str(error)) from error
         if finished is not None:
-            told.on_done(finished)
+            callbacks.on_done(finished)
             return finished
         if new:
             preflight.try_teacher(setup)
-            processes.agree(lambda: workdirs.make(workdir, held))
+            processes.on_first_process(lambda: workdirs.make(workdir, held))
         text = json.dumps(config.to_dict(), indent=1) + "\n"
-        processes.agree(lambda: write_whole(workdir / "config.json", text))
-        with contextlib.closing(told):
-            return _Run(setup, workdir, name, began, told).all()
+        processes.on_first_process(lambda: write_whole(workdir / "config.json", text))
+        with contextlib.closing(callbacks):
+            return _Run(setup, workdir, name, began, callbacks).all()
 
 
 class _Run:
@@ -130,8 +132,8 @@ class _Run:
 
     def all(self) -> dict:
         """Everything, in order; returns the report."""
-        done, total, found = self._work()
-        self.callbacks.on_begin(self.setup, found)
+        done, total, present = self._work()
+        self.callbacks.on_begin(self.setup, present)
         first = processes.is_first()
         self.progress = Progress(total, done, self.options.log_seconds, shown=first)
         try:
@@ -150,22 +152,23 @@ class _Run:
             training.name: [self.stages.facts(stage) for stage in training.stages]
             for training in self.setup.trainings
         }
-        return processes.agree(lambda: self._report(facts))
+        return processes.on_first_process(lambda: self._report(facts))
 
     def _work(self) -> tuple[int, int, list[str]]:
-        """Work done and in all, in forward passes of one example; what was found."""
+        """Work done and in all, in forward passes of one example; what is there."""
         done = total = 0
-        found, self.begun = [], set()  # the stages that have a checkpoint
+        present, self.begun = [], set()  # the stages that have a checkpoint
         for training in self.setup.trainings:
             each = training.batch * training.method.forwards
             for stage in training.stages:
-                with self.stages.open(stage) as kept:
-                    skipped = stage.updates - kept.end
-                    done += each * (kept.updates + skipped)
-                    if kept.updates:
+                with self.stages.open(stage) as checkpoints:
+                    skipped = stage.updates - checkpoints.end
+                    done += each * (checkpoints.updates + skipped)
+                    if checkpoints.updates:
                         self.begun.add(stage)
-                        at = f"at {kept.updates}/{kept.end}"
-                        found.append(f"{stage.name} {'done' if kept.finished else at}")
+                        at = f"at {checkpoints.updates}/{checkpoints.end}"
+                        at = "done" if checkpoints.finished else at
+                        present.append(f"{stage.name} {at}")
                 total += each * stage.updates
         for name, work in self.evaluation.reference_work.items():
             done += work * self.evaluation.has(name)
@@ -176,8 +179,8 @@ class _Run:
             total += work
         sampled = sum(map(self.evaluation.done, rows(self.setup)))
         if sampled:
-            found.append(f"{sampled} of {len(rows(self.setup))} rows measured")
-        return done, total, found
+            present.append(f"{sampled} of {len(rows(self.setup))} rows measured")
+        return done, total, present
 
     def _followed(self, stage: Stage) -> bool:
         """Whether later stages or figures have come from a stage."""
@@ -193,27 +196,28 @@ class _Run:
         """The rows of a stage's model."""
         return [row for row in rows(self.setup) if row.stage == stage.name]
 
-    def _restore(self, training, stage, kept) -> tuple[TrainState, dict] | None:
+    def _restore(self, training, stage, checkpoints) -> tuple[TrainState, dict] | None:
         """The newest checkpoint of a stage that can be read, those above set aside."""
-        while kept.updates:
+        while checkpoints.updates:
             try:
-                self.stages.check(kept)
+                self.stages.check(checkpoints)
                 shapes = self.stages.shapes(training, stage)
-                return kept.restore(shapes, training.method)
+                return checkpoints.restore(shapes, training.method)
             except Damaged as error:
                 if self._followed(stage):
                     raise self.stages.lost(stage, error) from error
-                moved = kept.set_aside()
-                on = f"from update {kept.updates}" if kept.updates else "from its start"
+                moved = checkpoints.set_aside()
+                done = checkpoints.updates
+                on = f"from update {done}" if done else "from its start"
                 self.progress.warn(
                     f"{error}; moved to {moved}; {stage.name} goes on {on}"
                 )
         return None
 
-    def _start(self, training, stage, kept) -> tuple[TrainState, dict]:
+    def _start(self, training, stage, checkpoints) -> tuple[TrainState, dict]:
         """A stage's state where training goes on, placed, and its facts."""
         given = self.stages.given(training, stage)
-        restored = self._restore(training, stage, kept)
+        restored = self._restore(training, stage, checkpoints)
         key = jax.random.fold_in(training.start_key, stage.index)
         begin = training.method.begin
         if restored is None:
@@ -225,23 +229,25 @@ class _Run:
 
     def _train(self, training: Training, stage: Stage) -> None:
         """Trains one stage from where it is to its end."""
-        with self.stages.open(stage) as kept:
-            if kept.finished and (self._followed(stage) or not kept.damage()):
+        with self.stages.open(stage) as checkpoints:
+            if checkpoints.finished and (
+                self._followed(stage) or not checkpoints.damage()
+            ):
                 return
             began = time.monotonic()
-            state, facts = self._start(training, stage, kept)
+            state, facts = self._start(training, stage, checkpoints)
             substeps = training.step.substeps
-            if (kept.end - kept.updates) % substeps:
+            if (checkpoints.end - checkpoints.updates) % substeps:
                 raise Refused(
                     f"run.substeps={substeps} does not divide the updates "
-                    f"left of {stage.name}, {kept.updates} to {kept.end}: give 1, "
-                    "and set it back in the next stage"
+                    f"left of {stage.name}, {checkpoints.updates} to "
+                    f"{checkpoints.end}: give 1, and set it back in the next stage"
                 )
-            self.callbacks.on_start(stage.name, kept.updates)
+            self.callbacks.on_start(stage.name, checkpoints.updates)
             loop = Loop(
                 training,
                 stage,
-                kept.updates,
+                checkpoints.updates,
                 facts,
                 self.options,
                 self.callbacks,
@@ -258,7 +264,7 @@ class _Run:
             made |= self.stages.sampler(stage) | {"devices": processes.devices()}
             saved = loop.done
             while True:
-                kept.check()
+                checkpoints.check()
                 state = loop.check(state)
                 # The signal is looked at once a round: what ends a stage is saved.
                 ends = self.interrupt.asked() or loop.done == loop.end
@@ -268,7 +274,7 @@ class _Run:
                     traces = max(facts["traces"], training.step.traces)
                     new = {"seconds": seconds, "traces": traces, **made, **loop.facts}
                     whole = training.step.everywhere(state)
-                    kept.save(whole, training.method, new)
+                    checkpoints.save(whole, training.method, new)
                     saved = loop.done
                     self.callbacks.on_checkpoint(stage.name, saved)
                 if ends:
@@ -297,10 +303,12 @@ class _Run:
             self._evaluate([regressions.taught_by(row, setup), row])
 
         def worse() -> bool:
-            texts = [regressions.regression(r, setup, self.evaluation) for r in students]
+            texts = [
+                regressions.regression(r, setup, self.evaluation) for r in students
+            ]
             return any(texts)
 
-        if processes.agree(worse):
+        if processes.on_first_process(worse):
             del training.stages[training.stages.index(stage) + 1 :]
             self.progress.warn(f"{stage.name} is worse than its teacher: the last one")
 
@@ -319,14 +327,16 @@ class _Run:
             if self.setup.trainings[0].name == "teacher":
                 teacher = self.stages.result("teacher")[MODEL]
             evaluation.prepare(teacher, advance)
-        stages = {stage.name: (training, stage) for training, stage in self.setup.stages}
+        stages = {
+            stage.name: (training, stage) for training, stage in self.setup.stages
+        }
         for row in missing:
             params = teacher
             if row.model == "student":
                 params = self.stages.handed_over(*stages[row.stage])[MODEL]
             evaluation.measure(row, params, time.monotonic() - began, advance)
             if processes.is_first():
-                shown = evaluation.kept(row.name)[:GRID]
+                shown = evaluation.saved_samples(row.name)[:GRID]
                 self.callbacks.on_row(evaluation.entry(row), shown)
             self.accounted += time.monotonic() - began
             began = time.monotonic()
@@ -341,11 +351,11 @@ class _Run:
             traces[name] = max(f["traces"] for f in stages)
         updates = {
             stage.name: {
-                "done": found.get("end", stage.updates),
+                "done": its_facts.get("end", stage.updates),
                 "planned": stage.updates,
             }
             for training in self.setup.trainings
-            for stage, found in zip(training.stages, facts[training.name])
+            for stage, its_facts in zip(training.stages, facts[training.name])
         }
         seconds["evaluation"] = sum(e["seconds"] for e in entries)
         rest = time.monotonic() - self.began - self.accounted

@@ -79,9 +79,11 @@ class Stages:
           Refused: where the stage is not finished, is damaged, or is another run's.
         """
 
-        def read(kept):
-            self.check(kept)
-            return kept.handed_over(self.shapes(training, stage), training.method)
+        def read(checkpoints):
+            self.check(checkpoints)
+            return checkpoints.handed_over(
+                self.shapes(training, stage), training.method
+            )
 
         return self._finished(stage, read)
 
@@ -104,9 +106,9 @@ class Stages:
             },
         }
 
-    def check(self, kept: StageCheckpoints) -> None:
+    def check(self, checkpoints: StageCheckpoints) -> None:
         """Refuses a checkpoint of another network, data set or config."""
-        facts, mine = kept.facts(), self.sampler(kept.stage)
+        facts, mine = checkpoints.facts(), self.sampler(checkpoints.stage)
         saved = {key: facts.get(key, value) for key, value in mine.items()}
         name = saved["model"].get("name")
         if name in models.known():  # fields that came later are as by default
@@ -114,7 +116,7 @@ class Stages:
         changed = configs.differences(saved, mine)
         if changed:
             raise Refused(
-                f"{kept.newest} belongs to another run:\n  "
+                f"{checkpoints.newest} belongs to another run:\n  "
                 + "\n  ".join(changed)
                 + "\nPut back what was there, or use another folder with --workdir=DIR."
             )
@@ -130,10 +132,10 @@ class Stages:
 
     def _finished(self, stage: Stage, read: Callable) -> Any:
         """What `read` finds in a finished stage's checkpoints."""
-        with self.open(stage) as kept:
-            if not kept.finished:
+        with self.open(stage) as checkpoints:
+            if not checkpoints.finished:
                 raise Refused(f"{self._workdir}: {stage.name} is not finished")
             try:
-                return read(kept)
+                return read(checkpoints)
             except Damaged as error:
                 raise self.lost(stage, error) from error

@@ -26,7 +26,7 @@ def keep() -> None:
 
 
 @contextlib.contextmanager
-def tracing() -> Iterator[None]:
+def without_gc() -> Iterator[None]:
     """Without Python's collector, which takes a fifth of a first call's time.
 
     Tracing makes objects by the million, and hardly any that could be collected.

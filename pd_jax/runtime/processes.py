@@ -40,7 +40,7 @@ def join(way: str = "auto") -> None:
         return
     keys = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {key: os.environ[key] for key in keys if os.environ.get(key)}
-    found = ()
+    arguments = ()
     if len(given) > 1:
         if len(given) < len(keys) or not (given[keys[1]] + given[keys[2]]).isdigit():
             raise ValueError(
@@ -48,11 +48,13 @@ def join(way: str = "auto") -> None:
                 "numbers, or none of them"
             )
         address, count, index = (given[key] for key in keys)
-        found = address, int(count), int(index)
+        arguments = address, int(count), int(index)
     elif way == "auto" and not _in_cluster():
         return
     try:
-        jax.distributed.initialize(*found, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        jax.distributed.initialize(
+            *arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
     except Exception as error:  # JAX's, or of the requests that it makes
         kind = ValueError if isinstance(error, ValueError) else ConnectionError
         raise kind(
@@ -93,8 +95,8 @@ def part() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def agree(decide: Callable[[], Any]) -> Any:
-    """What `decide` returns (a JSON value) in process 0, in all processes.
+def on_first_process(decide: Callable[[], Any]) -> Any:
+    """Calls `decide` in process 0; returns its value (of JSON) in all processes.
 
     A ValueError or OSError that it raises there is raised in all of them.
     """
@@ -110,26 +112,24 @@ def agree(decide: Callable[[], Any]) -> Any:
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
     mine = text if is_first() else np.zeros(size, np.uint8)
-    told = json.loads(bytes(multihost_utils.broadcast_one_to_all(mine)).decode())
-    if "ValueError" in told:
-        raise Refused(told["ValueError"])
-    if "OSError" in told:
-        raise OSError(told["OSError"])
-    return told["value"]
+    shared = json.loads(bytes(multihost_utils.broadcast_one_to_all(mine)).decode())
+    if "ValueError" in shared:
+        raise Refused(shared["ValueError"])
+    if "OSError" in shared:
+        raise OSError(shared["OSError"])
+    return shared["value"]
 
 
-def tell(found: str | None) -> str | None:
-    """What any process found, the first of them, in all processes; None where none."""
+def tell(text: str | None) -> str | None:
+    """The first process's text that has one, in all processes; None where none has."""
     if jax.process_count() == 1:
-        return found
+        return text
     mine = np.zeros(MOST_TOLD, np.uint8)
-    text = np.frombuffer((found or "").encode()[:MOST_TOLD], np.uint8)
-    mine[: text.size] = text
-    said = [
-        bytes(theirs).rstrip(b"\0")
-        for theirs in multihost_utils.process_allgather(mine)
-    ]
-    return next((text.decode(errors="replace") for text in said if text), None)
+    content = np.frombuffer((text or "").encode()[:MOST_TOLD], np.uint8)
+    mine[: content.size] = content
+    gathered = multihost_utils.process_allgather(mine)
+    texts = [bytes(row).rstrip(b"\0") for row in gathered]
+    return next((text.decode(errors="replace") for text in texts if text), None)
 
 
 def stop_asked(moment: int) -> bool:

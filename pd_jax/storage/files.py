@@ -97,12 +97,12 @@ def read_json(path: epath.Path) -> dict:
     try:
         if path.stat().length > MOST_JSON_BYTES:
             raise ValueError(f"more than {MOST_JSON_BYTES} bytes")
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({brief(error)})") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged (not a JSON object)")
-    return found
+    return content
 
 
 def parse_msgpack(content: bytes) -> dict:
@@ -113,12 +113,12 @@ def parse_msgpack(content: bytes) -> dict:
         msgpack.unpackb(
             content, ext_hook=_check_array, max_array_len=1024, strict_map_key=True
         )
-        found = flax.serialization.msgpack_restore(content)
+        tree = flax.serialization.msgpack_restore(content)
     except Exception as error:  # damage can surface anywhere
         raise ValueError(f"not Flax msgpack ({brief(error)})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"not Flax msgpack of a dictionary: {type(found).__name__}")
-    return found
+    if not isinstance(tree, dict):
+        raise ValueError(f"not Flax msgpack of a dictionary: {type(tree).__name__}")
+    return tree
 
 
 def brief(error: Exception) -> str:

@@ -82,10 +82,12 @@ class JsonLines:
 
     def on_start(self, stage: str, update: int) -> None:
         """Forgets a stage's entries after an update, which will be done again."""
-        kept = [e for e in self.read() if e["stage"] != stage or e["update"] <= update]
-        write_whole(self._path, _lines(kept))
+        entries = [
+            e for e in self.read() if e["stage"] != stage or e["update"] <= update
+        ]
+        write_whole(self._path, _lines(entries))
         if self._held is not None:
-            self._held = kept
+            self._held = entries
 
     def flush(self) -> None:
         """Sees to it that all entries are in the file."""

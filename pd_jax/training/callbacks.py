@@ -64,16 +64,16 @@ class Callbacks:
 
 def _methods(callback: object) -> dict[str, Callable]:
     """A callback's methods by event."""
-    found = {e: getattr(callback, e) for e in EVENTS if hasattr(callback, e)}
+    methods = {e: getattr(callback, e) for e in EVENTS if hasattr(callback, e)}
     for name in dir(callback):
         if name.startswith("on_") and name not in EVENTS:
             hint = registry.suggest(name, EVENTS)
             raise Refused(f"callback {callback!r}: there is no event {name}.{hint}")
-    if not found and callable(callback) and not isinstance(callback, type):
-        found = {"on_metrics": callback}
-    if not found:
+    if not methods and callable(callback) and not isinstance(callback, type):
+        methods = {"on_metrics": callback}
+    if not methods:
         raise Refused(
             f"callback {callback!r}: give a function of a metrics entry, or an object "
             f"with some of the methods {', '.join(EVENTS)}"
         )
-    return found
+    return methods

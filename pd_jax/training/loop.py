@@ -47,8 +47,8 @@ class Loop:
           options: the config's section `run`.
         """
         self.done, self.end = done, facts.get("end", stage.updates)
-        found = facts.get("validation_loss", {})
-        self._validation = {int(update): loss for update, loss in found.items()}
+        losses = facts.get("validation_loss", {})
+        self._validation = {int(update): loss for update, loss in losses.items()}
         self._skipped = facts.get("skipped", 0)
         self._in_a_row = facts.get("skipped_in_a_row", 0)
         self._training, self._stage = training, stage
@@ -113,7 +113,7 @@ class Loop:
             return state
         loss = training.measure(state, self._checked)
         # What processes decide on is one and the same number.
-        self._validation[self.done] = processes.agree(lambda: loss)
+        self._validation[self.done] = processes.on_first_process(lambda: loss)
         self.flush()
         if self.end == planned and rule.reached(list(self._validation.values())):
             cooldown = training.method.parts.optimizer.cooldown
@@ -154,13 +154,13 @@ class Loop:
             return
         update, metrics, clock = interval
         metrics = jax.device_get(metrics)
-        found = {
+        figures = {
             name: np.concatenate([np.atleast_1d(m[name]) for m in metrics])
             for name in metrics[0]
         }
-        skipped = found.pop("skipped").astype(bool)
+        skipped = figures.pop("skipped").astype(bool)
         entry = {"stage": self._stage.name, "update": update}
-        for name, values in found.items():
+        for name, values in figures.items():
             made = values[~skipped]
             entry[name] = float(made.mean(dtype=np.float64)) if made.size else None
         entry["skipped"] = int(skipped.sum())
@@ -170,7 +170,7 @@ class Loop:
         if update in self._validation:
             entry["validation_loss"] = self._validation[update]
         self._callbacks.on_metrics(entry)
-        self._count(numbers, skipped, found)
+        self._count(numbers, skipped, figures)
         (before, at), self._clock = self._clock, (clock, update)
         rate = (update - at) / max(clock - before, 1e-9)
         loss = "not finite" if entry["loss"] is None else f"{entry['loss']:.3g}"
@@ -187,12 +187,12 @@ class Loop:
             "examples": [end - self._training.batch, end - 1],
         }
 
-    def _count(self, numbers: np.ndarray, skipped: np.ndarray, found: dict) -> None:
+    def _count(self, numbers: np.ndarray, skipped: np.ndarray, figures: dict) -> None:
         """Counts and tells what was skipped of updates with these numbers."""
 
         def tell(i):
-            text = f"the loss is {found['loss'][i]}, the gradient's norm "
-            return f"{text}{found['grad_norm'][i]} at update {numbers[i]}"
+            text = f"the loss is {figures['loss'][i]}, the gradient's norm "
+            return f"{text}{figures['grad_norm'][i]} at update {numbers[i]}"
 
         self._skipped += int(skipped.sum())
         for i, skip in enumerate(skipped):
@@ -201,7 +201,7 @@ class Loop:
                 self._callbacks.flush()
                 raise Diverged(
                     f"{self._stage.name}: {tell(i)}, with learning rate "
-                    f"{found['learning_rate'][i]:.3g}; updates skipped in a row: "
+                    f"{figures['learning_rate'][i]:.3g}; updates skipped in a row: "
                     f"{self._in_a_row} (run.most_skipped). The last checkpoint before "
                     "them is kept. A lower learning rate may help."
                 )

@@ -137,7 +137,7 @@ class Step:
         Returns:
           The new state, and metrics, not waited for: scalars, or [substeps].
         """
-        with contextlib.nullcontext() if self.traces else compilation.tracing():
+        with contextlib.nullcontext() if self.traces else compilation.without_gc():
             state, metrics = self._mapped(state, batch, key)
         if self._wait:
             jax.block_until_ready(metrics)
