@@ -62,10 +62,7 @@ def run(
       MemoryError: if a device's is not enough, with the keys that help.
     """
     place = workdirs.path(workdir)
-    try:
-        configs.check_keys(config)
-    except ValueError as error:
-        raise Refused(str(error)) from error
+    configs.check_keys(config)
     reporters = [*trackers.wanted(config, place, name), Page(place, name)]
     reporters += [Report(place), *callbacks, Terminal(place, name)]
     try:
@@ -133,7 +130,7 @@ def distil(
       The students by their number of steps, the most first, with their metrics.
 
     Raises:
-      Refused: (a ValueError) for what cannot work, before anything is written; for a
+      Refused: for what cannot work, before anything is written; for a
         folder of another run, other weights included; where batches end too soon.
       Diverged, Interrupted: as `run`; checkpoints are kept.
     """
@@ -141,17 +138,14 @@ def distil(
     if threading.current_thread() is not threading.main_thread():
         raise Refused("distil catches signals, so it runs in the main thread only")
     weights = _weights(params)
-    try:
-        config = _config(config, output, keys)
-        config.teacher.released = _digest(weights)
-        dataset = batches
-        if not isinstance(batches, Dataset):
-            dataset = _stream(batches, config, "batch" in keys)
-        classes = max(2, dataset.num_classes) if dataset.num_classes else 0
-        teacher = Model(Function(apply, classes), output), weights
-        built = setup.build(config, dataset, teacher)
-    except ValueError as error:
-        raise Refused(str(error)) from error
+    config = _config(config, output, keys)
+    config.teacher.released = _digest(weights)
+    dataset = batches
+    if not isinstance(batches, Dataset):
+        dataset = _stream(batches, config, "batch" in keys)
+    classes = max(2, dataset.num_classes) if dataset.num_classes else 0
+    teacher = Model(Function(apply, classes), output), weights
+    built = setup.build(config, dataset, teacher)
     _try_out(built, weights)
     name = pathlib.PurePath(os.path.abspath(workdir)).name
     report = run(config, workdir, name, began, built, callbacks)
@@ -191,7 +185,7 @@ def _config(config: ConfigDict | None, output: str, keys: dict) -> ConfigDict:
     given = config is not None
     config = config if given else configs.default(GIVEN, GIVEN)
     if {config.data.name, config.model.name} != {GIVEN}:
-        raise ValueError('config: begin with pd_jax.config.default("given", "given")')
+        raise Refused('config: begin with pd_jax.config.default("given", "given")')
     config = config.copy_and_resolve_references()
     config.model.output = output
     sections = ("schedule", "eval", "run")
@@ -203,7 +197,7 @@ def _config(config: ConfigDict | None, output: str, keys: dict) -> ConfigDict:
         elif key not in sections:
             _set(config, f"argument {key}", key, value)
         elif not isinstance(value, dict):
-            raise ValueError(f"{key}={value!r}: give a dict of keys of that section")
+            raise Refused(f"{key}={value!r}: give a dict of keys of that section")
     if not given:
         start = config.ladder.start
         counts = [stage.num_steps for stage in configs.planned(config)["ladder"][1]]
@@ -215,7 +209,7 @@ def _config(config: ConfigDict | None, output: str, keys: dict) -> ConfigDict:
             registry.check(key, config[section], f"key of {section}")
             _set(config[section], f"{section}.{key}", key, value)
     if config.precision == "bfloat16" or config.ladder.dropout:
-        raise ValueError(
+        raise Refused(
             "precision and dropout are matters of the function's own: leave them out"
         )
     return config
@@ -232,13 +226,13 @@ def _set(section: ConfigDict, name: str, key: str, value: Any) -> None:
                 raise TypeError("give a number, or several")
         section[key] = value
     except TypeError as error:
-        raise ValueError(f"{name}={value!r}: {error}") from error
+        raise Refused(f"{name}={value!r}: {error}") from error
 
 
 def _stream(source: Any, config: ConfigDict, sized: bool) -> Stream:
     """The batches as a data set; the config's batch is theirs unless it is `sized`."""
     if not callable(source) and not isinstance(source, Iterable):
-        raise ValueError(
+        raise Refused(
             f"batches are {type(source).__name__}: give an iterator, another iterable "
             "or a function of the number of the first batch"
         )
@@ -248,7 +242,7 @@ def _stream(source: Any, config: ConfigDict, sized: bool) -> Stream:
     if not sized:
         config.ladder.batch = stream.size
     if config.ladder.batch != stream.size:
-        raise ValueError(
+        raise Refused(
             f"batch={config.ladder.batch}, but the batches hold {stream.size} examples"
         )
     return stream

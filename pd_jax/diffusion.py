@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from pd_jax.runtime import registry
+from pd_jax.runtime.errors import Refused
 
 OUTPUTS = ("x", "eps", "v", "both")
 WEIGHTINGS = ("constant", "snr", "truncated_snr", "snr_plus_1")
@@ -153,9 +154,9 @@ def variance_weight(variance: str) -> float:
         weight = float(fraction)
         if name == "medium" and 0.0 <= weight <= 1.0:
             return weight
-    except ValueError:
+    except ValueError:  # no number
         pass
-    raise ValueError(
+    raise Refused(
         f'unknown variance "{variance}": known are small, large, and medium:f with f '
         "between 0 (small) and 1 (large)"
     )

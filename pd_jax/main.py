@@ -84,10 +84,7 @@ def _run() -> None:
     from pd_jax.runtime import compilation, processes
 
     config, workdir = command.config(), _workdir()
-    try:
-        processes.join(DISTRIBUTED.value)
-    except ValueError as error:
-        raise Refused(str(error)) from error
+    processes.join(DISTRIBUTED.value)
     compilation.keep()
     if console.level >= console.VERBOSE:
         compilation.tell()
@@ -188,10 +185,7 @@ def main(argv: list[str]) -> int:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         rest = command.parse(argv, __doc__)
-        try:
-            registry.check(MODE.value, MODES, "mode")
-        except ValueError as error:
-            raise Refused(str(error)) from error
+        registry.check(MODE.value, MODES, "mode")
         if MODE.value != "compare":  # whose folders they are
             command.no_more(rest)
         _set_level()

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from pd_jax.runtime import registry
+from pd_jax.runtime.errors import Refused
 
 
 class Schedule(Protocol):
@@ -84,22 +85,20 @@ def cosine(logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Schedule:
       logsnr_max: value at t = 0.
 
     Raises:
-      ValueError: unless -80 <= logsnr_min < logsnr_max <= 80.
+      Refused: unless -80 <= logsnr_min < logsnr_max <= 80.
 
     Source: Nichol & Dhariwal 2021; clipped form of Salimans & Ho 2022, appendix D.
     """
     logsnr_min, logsnr_max = float(logsnr_min), float(logsnr_max)
     if not (math.isfinite(logsnr_min) and math.isfinite(logsnr_max)):
-        raise ValueError(
-            f"logsnr_min={logsnr_min}, logsnr_max={logsnr_max}: not finite"
-        )
+        raise Refused(f"logsnr_min={logsnr_min}, logsnr_max={logsnr_max}: not finite")
     if max(-logsnr_min, logsnr_max) > 80.0:
-        raise ValueError(
+        raise Refused(
             f"logsnr_min={logsnr_min}, logsnr_max={logsnr_max}: give -80 to 80, where "
             "float32 holds the signal-to-noise ratio itself"
         )
     if logsnr_min >= logsnr_max:
-        raise ValueError(
+        raise Refused(
             f"logsnr_min={logsnr_min} must be below logsnr_max={logsnr_max}: t = 1 is "
             "noise and t = 0 is data"
         )
@@ -113,13 +112,13 @@ def get(name: str, **kw) -> Schedule:
     """The schedule called `name`, with its own keywords.
 
     Raises:
-      ValueError: for an unknown name, listing the known ones, or wrong keywords.
+      Refused: for an unknown name, listing the known ones, or wrong keywords.
     """
     make = SCHEDULES[registry.check(name, SCHEDULES, "schedule")]
     try:
         return make(**kw)
     except TypeError as error:
-        raise ValueError(f'schedule "{name}": {error}') from error
+        raise Refused(f'schedule "{name}": {error}') from error
 
 
 def describe(schedule: Schedule) -> dict | None:

@@ -409,7 +409,8 @@ def test_weights_and_biases(tmp_path, monkeypatch):
         mine.on_metrics(
             {"stage": "student_4", "update": 5, "loss": 0.5, "grad_norm": None}
         )
-        row = {"model": "student", "num_steps": 4, "metrics": {"kid": 0.1}}
+        row = {"model": "student", "stage": "student_4", "num_steps": 4}
+        row["metrics"] = {"kid": 0.1}
         mine.on_row(row, np.zeros((3, 8, 8, 1)))
         mine.close()
     first, second = fake.opened
@@ -436,7 +437,7 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
 def test_points_are_no_pictures(tmp_path):
     mine = board(tmp_path, tensorboard=True)
     mine.on_row(
-        {"model": "teacher", "num_steps": 4, "metrics": {"kid": 0.1}}, np.zeros((3, 2))
+        {"stage": "teacher", "num_steps": 4, "metrics": {"kid": 0.1}}, np.zeros((3, 2))
     )
     mine.close()
     assert events(tmp_path / "tensorboard" / "rows" / "teacher") == [("kid", 4)]

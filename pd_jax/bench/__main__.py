@@ -289,7 +289,7 @@ def _measure(chosen: list[Variant], folder: str) -> list[dict]:
     for variant, start, mine in zip(chosen, starts, folders):
         try:
             subject = Subject(variant.config, TRAINING.value, mine)
-        except ValueError as error:
+        except Refused as error:
             raise Refused(f"{variant.name}: {error}") from error
         subject.failed = start.get("failed", "")
         subjects.append(subject)
@@ -359,10 +359,7 @@ def main(argv: list[str]) -> int:
     try:
         command.no_more(command.parse(argv, __doc__))
         command.config()
-        try:
-            return _run(command.name())
-        except ValueError as error:
-            raise Refused(str(error)) from error
+        return _run(command.name())
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

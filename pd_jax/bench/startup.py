@@ -12,6 +12,8 @@ import time
 
 from ml_collections import ConfigDict
 
+from pd_jax.runtime.errors import Refused
+
 EVENTS = {
     "/jax/core/compile/jaxpr_trace_duration": "trace",
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
@@ -37,7 +39,7 @@ def first_step(
       ("peak" and "limit" of a device, or "compiler").
 
     Raises:
-      ValueError: for what cannot work, naming the config key.
+      Refused: for what cannot work, naming the config key.
     """
     given = {"config": config.to_dict(), "training": training, "compiler": compiler}
     done = subprocess.run(
@@ -58,7 +60,7 @@ def first_step(
         return {"failed": "killed" if done.returncode < 0 else lines[-1]}
     answer = json.loads(done.stdout.splitlines()[-1])
     if "refused" in answer:
-        raise ValueError(answer["refused"])
+        raise Refused(answer["refused"])
     return answer
 
 
@@ -113,7 +115,7 @@ def main() -> int:
     config = ConfigDict(given["config"])
     try:
         answer = _measure(config, given["training"], given["began"], given["compiler"])
-    except ValueError as error:
+    except Refused as error:
         answer = {"refused": str(error)}
     except Exception as error:
         answer = {"failed": reason(error)}

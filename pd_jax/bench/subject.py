@@ -79,7 +79,7 @@ class Subject:
         """Builds; `name` is the training's, `folder` is for checkpoints.
 
         Raises:
-          ValueError: for what cannot work, naming the config key.
+          Refused: for what cannot work, naming the config key.
         """
         dataset, self.standin = timing.find_data(config)
         self.failed = ""

@@ -16,6 +16,7 @@ from pd_jax.config.setup import Setup, sketch
 from pd_jax.costs import count
 from pd_jax.costs.program import matmul_flops
 from pd_jax.data import Dataset, InMemory
+from pd_jax.runtime.errors import Refused
 from pd_jax.training.training import Training
 
 STANDIN = 2048  # random images in place of data that is not here
@@ -80,7 +81,7 @@ def find_data(config: ConfigDict) -> tuple[Dataset, str]:
     """A config's data; random images of its form, and why, where it cannot be read.
 
     Raises:
-      ValueError: where its form is not known either.
+      Refused: where its form is not known either.
     """
     options = config.data.to_dict()
     name = options.pop("name")
@@ -104,7 +105,7 @@ def training_of(trainings: list[Training], name: str) -> Training:
     for training in trainings:
         if training.name == name:
             return training
-    raise ValueError(f"--training={name}: this config's {name} is not trained")
+    raise Refused(f"--training={name}: this config's {name} is not trained")
 
 
 def step_flops(setup: Setup, name: str) -> int:

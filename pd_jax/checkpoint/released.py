@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore
 
+from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
 from pd_jax.storage.writers import is_remote
 
@@ -24,7 +25,7 @@ def load_released(path: str, like: dict) -> tuple[dict, int | None]:
       differ; and the step count, None for a base model.
 
     Raises:
-      ValueError: for a file that is missing, damaged, or of another network, naming
+      Refused: for a file that is missing, damaged, or of another network, naming
         every leaf that is missing, extra or of another shape.
     """
     try:
@@ -32,7 +33,7 @@ def load_released(path: str, like: dict) -> tuple[dict, int | None]:
         weights = flax.traverse_util.flatten_dict(content["ema_params"], sep="/")
         num_steps = int(content.get("num_sample_steps") or 0)
     except Exception as error:  # whatever a damaged file leads to
-        raise ValueError(
+        raise Refused(
             f"{path}: not a released checkpoint, which is Flax msgpack with ema_params "
             f"({files.brief(error)})"
         ) from error
@@ -50,7 +51,7 @@ def load_released(path: str, like: dict) -> tuple[dict, int | None]:
             problems.append(f"{name} is of {weights[name].dtype}, not floating point")
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(
+        raise Refused(
             f"{path} holds another network: {'; '.join(sorted(problems)[:8])}{more}"
         )
     arrays = {

@@ -16,6 +16,7 @@ from pd_jax.checkpoint.released import load_released
 from pd_jax.data import Dataset, Description
 from pd_jax.metrics import inception, load_statistics
 from pd_jax.models import Model
+from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.training.method import Measured, Method, Parts
 from pd_jax.training.optimizer import Optimizer
@@ -87,7 +88,7 @@ def precision(config: ConfigDict, platform: str) -> str:
         return name
     if config.precision == "auto":
         return "float32"
-    raise ValueError(
+    raise Refused(
         f'precision="{name}": network "{config.model.name}" has no field dtype, and '
         'computes as it wants; give "auto" or "float32"'
     )
@@ -100,12 +101,12 @@ def _model(config: ConfigDict, dataset: Dataset | Description, platform: str) ->
     if dataset.num_classes is None:
         return model
     if classes > 1 and not dataset.num_classes:
-        raise ValueError(
+        raise Refused(
             f'model.num_classes={classes}, but data "{config.data.name}" has no '
             "labels: give 0, or say where they are (the keys of section data)"
         )
     if 1 < classes < dataset.num_classes:
-        raise ValueError(
+        raise Refused(
             f"model.num_classes={classes}, but the labels of data "
             f'"{config.data.name}" go up to {dataset.num_classes - 1}: give '
             f"{dataset.num_classes}, or 0 to train without labels"
@@ -144,7 +145,7 @@ def _named(key: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+        raise Refused(f"{key}: {error}") from error
 
 
 def _check_data(config: ConfigDict, dataset: Dataset) -> None:
@@ -154,19 +155,19 @@ def _check_data(config: ConfigDict, dataset: Dataset) -> None:
         (dataset.reference, "held-back example"),
     ):
         if len(examples) < 2:
-            raise ValueError(
+            raise Refused(
                 f'data "{name}" has {len(examples)} {what}: at least 2 are needed, to '
                 "compare samples with"
             )
     ev = config.eval
     if ev.statistics and not ev.inception:
-        raise ValueError(
+        raise Refused(
             f"eval.statistics={ev.statistics}: statistics of Inception features need "
             "the network's weights in eval.inception"
         )
     if ev.inception:
         if len(dataset.shape) != 3 or dataset.shape[-1] not in (1, 3):
-            raise ValueError(
+            raise Refused(
                 f"eval.inception needs images of 1 or 3 channels; examples of data "
                 f'"{name}" have shape {dataset.shape}'
             )
@@ -177,7 +178,7 @@ def _check_data(config: ConfigDict, dataset: Dataset) -> None:
             with _named("eval.statistics"):
                 size = load_statistics(ev.statistics).mean.size
             if size != inception.shapes()["fc.weight"][1]:
-                raise ValueError(
+                raise Refused(
                     f"eval.statistics={ev.statistics} has {size} dimensions, Inception "
                     f"features have {inception.shapes()['fc.weight'][1]}"
                 )
@@ -197,7 +198,7 @@ def build(
         place of the network that the config names and of what teacher.released names.
 
     Raises:
-      ValueError: for anything that cannot work, naming the config key.
+      Refused: for anything that cannot work, naming the config key.
     """
     devices = jax.devices()
     configs.check(config, len(devices))
@@ -226,7 +227,7 @@ def sketch(config: ConfigDict, num_devices: int) -> Setup:
     steps are of one device of this machine, to be given one device's part of a batch.
 
     Raises:
-      ValueError: for what cannot work, naming the config key.
+      Refused: for what cannot work, naming the config key.
     """
     configs.check(config, num_devices)
     options = config.data.to_dict()
@@ -247,7 +248,7 @@ def _assemble(
 ) -> Setup:
     """The rest of a setup; released weights are for `steps` steps, or 0 for any."""
     if config.teacher.exact and dataset.denoise is None:
-        raise ValueError(
+        raise Refused(
             f'teacher.exact=True, but no exact denoiser of data "{config.data.name}" '
             "is known: train a teacher (teacher.exact=False)"
         )

@@ -253,20 +253,15 @@ def run(
       compiled: also compiles the steps for the machine at hand.
 
     Raises:
-      Refused: (a ValueError) for what cannot work, naming flag or config key.
+      Refused: for what cannot work, naming flag or config key.
     """
-    try:
-        registry.check(chip, CHIPS, "--chip")
-        if num_chips < 1:
-            raise ValueError(f"--num_chips={num_chips}: must be at least 1")
-        if not 0.0 < utilisation <= 1.0:
-            raise ValueError(
-                f"--utilisation={utilisation}: must be above 0 and at most 1"
-            )
-        setup = sketch(config, num_chips)
-        costs = count(setup, num_chips)
-    except ValueError as error:
-        raise Refused(str(error)) from error
+    registry.check(chip, CHIPS, "--chip")
+    if num_chips < 1:
+        raise Refused(f"--num_chips={num_chips}: must be at least 1")
+    if not 0.0 < utilisation <= 1.0:
+        raise Refused(f"--utilisation={utilisation}: must be above 0 and at most 1")
+    setup = sketch(config, num_chips)
+    costs = count(setup, num_chips)
     print(table(name, costs, chip, num_chips, utilisation))
     for training in setup.trainings if compiled else []:
         held, room = compiler_memory(setup, training, num_chips)

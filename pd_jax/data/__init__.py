@@ -211,7 +211,7 @@ def get(name: str, **kw) -> Dataset:
     """Loads the data set called `name` with its own options.
 
     Raises:
-      ValueError: for an unknown name or option, listing the known ones, or data that
+      Refused: for an unknown name or option, listing the known ones, or data that
         cannot be used.
     """
     for key in kw:
@@ -224,7 +224,7 @@ def describe(name: str, **kw) -> Description:
     loading it.
 
     Raises:
-      ValueError: as for `get`.
+      Refused: as for `get`.
     """
     known_by = getattr(_module(name), "describe", None)
     description = known_by(**kw) if known_by else None

@@ -23,6 +23,7 @@ from etils import epath
 from tqdm import tqdm
 
 from pd_jax.data._images import Unreadable, resize, square
+from pd_jax.runtime.errors import Refused
 from pd_jax.storage.files import read_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # in capitals, too
@@ -90,7 +91,7 @@ def get(
     """The cache of these files, made if need be.
 
     Raises:
-      ValueError: for more than `allowed` unreadable files, or none that is readable.
+      Refused: for more than `allowed` unreadable files, or none that is readable.
     """
     inventory = [dataclasses.astuple(file) for file in files]
     text = json.dumps([FORMAT, size, inventory], ensure_ascii=True)
@@ -174,7 +175,7 @@ def _read(folder: pathlib.Path, allowed: int, num: int) -> Cached:
     # A cache is kept whatever it lacks: allowing more then costs nothing.
     if len(cached.bad) > allowed or not cached.places:
         shown = "\n".join(f"  {name}: {cause}" for name, cause in cached.bad[:20])
-        raise ValueError(
+        raise Refused(
             f"{len(cached.bad)} of {num} pictures cannot be read, and data.max_bad "
             f"allows {allowed}: repair or remove them, or allow more. All are listed "
             f"in {notes}; the first are\n{shown}"
@@ -221,7 +222,7 @@ class Squares:
         """All squares, [N, size, size, 3].
 
         Raises:
-          ValueError: for a file that is damaged.
+          Refused: for a file that is damaged.
         """
         reader = ArrayRecordReader(str(self.file))
         num = reader.num_records()

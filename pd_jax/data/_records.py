@@ -64,7 +64,7 @@ class Records(Dataset):
         """{"image": uint8 of `shape`, "label": int32 (if any)}.
 
         Raises:
-          Refused: (a ValueError) for a record that cannot be read or does not decode,
+          Refused: for a record that cannot be read or does not decode,
             naming it.
         """
         try:

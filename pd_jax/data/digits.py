@@ -3,6 +3,7 @@
 import numpy as np
 
 from pd_jax.data import Dataset, InMemory
+from pd_jax.runtime.errors import Refused
 
 
 def load(num_images: int = 1500) -> Dataset:
@@ -12,13 +13,13 @@ def load(num_images: int = 1500) -> Dataset:
       num_images: the first so many, of 1797.
 
     Raises:
-      ValueError: unless num_images is in 1..1797.
+      Refused: unless num_images is in 1..1797.
     """
     from sklearn.datasets import load_digits  # takes a second
 
     images, labels = load_digits(return_X_y=True)
     if not 1 <= num_images <= len(images):
-        raise ValueError(
+        raise Refused(
             f"data.num_images={num_images}: the digits are {len(images)} images, take "
             f"1 to {len(images)}"
         )

@@ -13,6 +13,7 @@ import numpy as np
 
 from pd_jax.data import Dataset, Description, InMemory, _folder_cache
 from pd_jax.data._records import Records
+from pd_jax.runtime.errors import Refused
 
 IN_MEMORY_BYTES = 2**30  # up to here a cache is read whole
 
@@ -57,24 +58,24 @@ def load(
       cache: folder of the caches.
 
     Raises:
-      ValueError: for a folder without pictures, with too many that cannot be read, or
+      Refused: for a folder without pictures, with too many that cannot be read, or
         without classes where there should be.
     """
     root = pathlib.Path(path).expanduser()
     if not path or not root.is_dir():
-        raise ValueError(f'data.path="{path}": no such folder; give one of pictures')
+        raise Refused(f'data.path="{path}": no such folder; give one of pictures')
     if size < 1:
-        raise ValueError(f"data.size={size}: must be at least 1")
+        raise Refused(f"data.size={size}: must be at least 1")
     if not 0.0 <= max_bad <= 1.0:
-        raise ValueError(f"data.max_bad={max_bad}: a share of files, from 0 to 1")
+        raise Refused(f"data.max_bad={max_bad}: a share of files, from 0 to 1")
     files = _folder_cache.listing(root)
     if not files:
-        raise ValueError(
+        raise Refused(
             f'data.path="{path}": no pictures in this folder; they end in '
             + ", ".join(_folder_cache.SUFFIXES)
         )
     if labels and any("/" not in file.name for file in files):
-        raise ValueError(
+        raise Refused(
             f'data.labels=True, but files lie directly in data.path="{path}": each '
             "class is a folder, with its pictures in it"
         )

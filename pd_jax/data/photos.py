@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from pd_jax.data import Dataset, InMemory
+from pd_jax.runtime.errors import Refused
 
 HELD_BACK_COLUMNS = 128  # of each photograph's 640, at its right
 
@@ -53,10 +54,10 @@ def load(size: int = 32, flip: bool = True) -> Dataset:
       flip: mirrors half of the training images left to right.
 
     Raises:
-      ValueError: unless size is in 1..128.
+      Refused: unless size is in 1..128.
     """
     if not 1 <= size <= HELD_BACK_COLUMNS:
-        raise ValueError(
+        raise Refused(
             f"data.size={size}: take 1 to {HELD_BACK_COLUMNS}, the width of the strip "
             "that is held back"
         )

@@ -4,6 +4,7 @@ import numpy as np
 
 from pd_jax import analytic
 from pd_jax.data import Dataset, InMemory
+from pd_jax.runtime.errors import Refused
 
 
 def load(
@@ -18,13 +19,13 @@ def load(
       num_points: how many are drawn.
 
     Raises:
-      ValueError: unless all four are positive.
+      Refused: unless all four are positive.
     """
     for key, value in dict(
         modes=modes, radius=radius, std=std, num_points=num_points
     ).items():
         if value <= 0:
-            raise ValueError(f"data.{key}={value}: must be positive")
+            raise Refused(f"data.{key}={value}: must be positive")
     angle = 2.0 * np.pi * np.arange(modes) / modes
     means = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ For miniatures of configs whose real data must be fetched first.
 import numpy as np
 
 from pd_jax.data import Dataset, InMemory
+from pd_jax.runtime.errors import Refused
 
 
 def load(
@@ -20,14 +21,14 @@ def load(
       flip: mirrors half of the training images left to right.
 
     Raises:
-      ValueError: unless size >= 4, num_images >= 2, num_classes >= 0.
+      Refused: unless size >= 4, num_images >= 2, num_classes >= 0.
     """
     least = {"size": 4, "num_images": 2, "num_classes": 0}
     for key, value in dict(
         size=size, num_images=num_images, num_classes=num_classes
     ).items():
         if value < least[key]:
-            raise ValueError(f"data.{key}={value}: must be at least {least[key]}")
+            raise Refused(f"data.{key}={value}: must be at least {least[key]}")
     rng = np.random.default_rng(0)
     labels = rng.integers(max(num_classes, 1), size=num_images).astype(np.int32)
     hue = labels / num_classes if num_classes else rng.random(num_images)

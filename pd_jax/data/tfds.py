@@ -10,6 +10,7 @@ import numpy as np
 
 from pd_jax.data import Dataset, Description
 from pd_jax.data._records import Records
+from pd_jax.runtime.errors import Refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +65,11 @@ def load(
       flip: mirrors half of the training images left to right.
 
     Raises:
-      ValueError: for data that are not prepared, or not as ArrayRecord; for a split or
+      Refused: for data that are not prepared, or not as ArrayRecord; for a split or
         feature that is not there, or of a kind that cannot be used.
     """
     if not dataset:
-        raise ValueError('data.dataset="": give a name, like cifar10 or lsun/bedroom')
+        raise Refused('data.dataset="": give a name, like cifar10 or lsun/bedroom')
     builder = _builder(dataset, data_dir)
     features = builder.info.features
     wanted = {"image_key": (image_key, "Image")}
@@ -76,18 +77,18 @@ def load(
         wanted["label_key"] = (label_key, "ClassLabel")
     for option, (key, kind) in wanted.items():
         if key not in features or type(features[key]).__name__ != kind:
-            raise ValueError(
+            raise Refused(
                 f'data.{option}="{key}": {dataset} has no such {kind}; it has '
                 + ", ".join(f"{k} ({type(v).__name__})" for k, v in features.items())
             )
     *sides, channels = features[image_key].shape
     if channels not in (1, 3) or features[image_key].np_dtype != np.uint8:
-        raise ValueError(
+        raise Refused(
             f'data.image_key="{image_key}": {features[image_key]} is not an 8-bit '
             "picture in RGB or grey"
         )
     if size < 0 or (not size and (sides[0] is None or sides[0] != sides[1])):
-        raise ValueError(
+        raise Refused(
             f"data.size={size}: pictures of {dataset} are {sides[0]} x {sides[1]}; "
             "give the height and width to resize them to"
         )
@@ -113,12 +114,12 @@ def _builder(dataset: str, data_dir: str):
     try:
         builder = builder_from_files(dataset, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
-        raise ValueError(
+        raise Refused(
             f'data.dataset="{dataset}" is not prepared in data.data_dir={place}: run\n'
             f"  {prepare}"
         ) from error
     if "array_record" not in {f.value for f in builder.info.available_file_formats()}:
-        raise ValueError(
+        raise Refused(
             f"{builder.data_dir} holds {builder.info.file_format.value} files, which "
             "cannot be read in any order: prepare it as ArrayRecord, in another folder "
             "if you keep this one,\n"
@@ -141,9 +142,9 @@ def _split(builder, dataset: str, split: str, image_key: str, label_key: str) ->
             source[0]
             return source
     except Exception as error:  # TFDS and ArrayRecord have no kind of their own
-        raise ValueError(
+        raise Refused(
             f'data.split="{split}" of {builder.data_dir} cannot be read '
             f"({type(error).__name__}: {error}); its splits are "
             + ", ".join(builder.info.splits)
         ) from error
-    raise ValueError(f'data.split="{split}" of {dataset} is empty')
+    raise Refused(f'data.split="{split}" of {dataset} is empty')

@@ -125,7 +125,7 @@ def check(
       looks poor but not wrong.
 
     Raises:
-      Refused: (a ValueError) where a claim looks wrong, with the figures and the key.
+      Refused: where a claim looks wrong, with the figures and the key.
     """
     convention = conventions.get(output)
     size = min(batch_size, len(batch["image"]))

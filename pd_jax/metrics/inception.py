@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
 
 SIDE = 299  # pixels that the network sees
@@ -203,7 +204,7 @@ def load_weights(path: str | pathlib.Path) -> dict[str, jax.Array]:
       Name -> float32 array, as `features` takes them.
 
     Raises:
-      ValueError: for a file that is missing, damaged, or asks for code to run, and for
+      Refused: for a file that is missing, damaged, or asks for code to run, and for
         weights that are missing, unknown, misshapen or not finite.
     """
     path = pathlib.Path(path)
@@ -223,7 +224,7 @@ def load_weights(path: str | pathlib.Path) -> dict[str, jax.Array]:
             wrong.append(f"{name} has values that are no finite floating point")
     if wrong:
         shown = "; ".join(sorted(wrong)[:8]) + ("; ..." if len(wrong) > 8 else "")
-        raise ValueError(
+        raise Refused(
             f"{path}: not the weights of the FID's Inception network "
             f"(pt_inception-2015-12-05): {len(wrong)} of {len(wanted)} weights are "
             f"wrong: {shown}"
@@ -248,10 +249,10 @@ def features(params: Mapping[str, jax.Array], images: jax.Array) -> dict:
       bias out: subtract `params["fc.bias"]` for it. Both float32.
 
     Raises:
-      ValueError: for another dtype or shape.
+      Refused: for another dtype or shape.
     """
     if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise ValueError(
+        raise Refused(
             f"images are {images.dtype} {images.shape}; Inception takes uint8 in "
             "0..255, [B, H, W, C], with C = 3 or 1"
         )

@@ -70,7 +70,7 @@ def get(name: str, **kw) -> nn.Module:
     """The network called `name`, built with its own fields.
 
     Raises:
-      ValueError: for an unknown name or field, listing the known ones.
+      Refused: for an unknown name or field, listing the known ones.
     """
     for key in kw:
         allowed = [*fields(name), *_SET_BY_USE]
@@ -92,7 +92,7 @@ def build(section: dict, channels: int, dtype: str = "float32") -> Model:
       dtype: that the network multiplies in; one of `DTYPES`.
 
     Raises:
-      ValueError: for an unknown name or field, or a type that the network lacks.
+      Refused: for an unknown name or field, or a type that the network lacks.
     """
     given = dict(section)
     name, output = given.pop("name", None), given.pop("output", None)

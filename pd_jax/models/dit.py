@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from pd_jax.models._attention import attend
 from pd_jax.models._embedding import add_extra, check_label, sinusoidal, time_input
+from pd_jax.runtime.errors import Refused
 
 _zeros = nn.initializers.zeros
 _xavier = nn.initializers.xavier_uniform()
@@ -116,12 +117,12 @@ class Network(nn.Module):
 
     def _check(self, z: jax.Array) -> None:
         if z.ndim != 4 or z.shape[1] % self.patch or z.shape[2] % self.patch:
-            raise ValueError(
+            raise Refused(
                 f"model.patch={self.patch}: examples have shape {z.shape[1:]}; give "
                 "[H, W, C] with H and W divisible by the patch"
             )
         if self.width < 8 or self.width % 4 or self.width % self.num_heads:
-            raise ValueError(
+            raise Refused(
                 f"model.width={self.width}: must be at least 8 and a multiple of 4 and "
                 f"of model.num_heads={self.num_heads}"
             )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pd_jax.models._embedding import add_extra, check_label, sinusoidal, time_input
+from pd_jax.runtime.errors import Refused
 
 
 class Block(nn.Module):
@@ -69,10 +70,10 @@ class Network(nn.Module):
           Raw output [B, ..., out_ch].
         """
         if self.emb_ch < 4 or self.emb_ch % 2:
-            raise ValueError(f"model.emb_ch={self.emb_ch}: must be even and at least 4")
+            raise Refused(f"model.emb_ch={self.emb_ch}: must be even and at least 4")
         for key, least in dict(width=1, num_blocks=0, num_classes=0).items():
             if getattr(self, key) < least:
-                raise ValueError(f"model.{key}={getattr(self, key)}: at least {least}")
+                raise Refused(f"model.{key}={getattr(self, key)}: at least {least}")
         u = time_input(logsnr, "inv_cos")
         embedding = sinusoidal(u, self.emb_ch, self.time_scale)
         embedding = nn.Dense(self.emb_ch, name="embed0")(embedding)

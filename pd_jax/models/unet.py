@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from pd_jax.models._attention import attend
 from pd_jax.models._embedding import add_extra, check_label, sinusoidal, time_input
+from pd_jax.runtime.errors import Refused
 
 _zeros = nn.initializers.zeros
 
@@ -115,7 +116,7 @@ class AttnBlock(nn.Module):
         heads = channels // self.head_dim if self.head_dim else self.num_heads
         head_dim = self.head_dim or channels // max(heads, 1)
         if heads * head_dim != channels:
-            raise ValueError(
+            raise Refused(
                 f"attention over {channels} channels cannot have model.num_heads="
                 f"{self.num_heads} or model.head_dim={self.head_dim}: give divisors"
             )
@@ -180,18 +181,18 @@ class Network(nn.Module):
     def _check(self, z: jax.Array) -> None:
         parts = 2 ** (len(self.ch_mult) - 1)
         if z.ndim != 4 or z.shape[1] % parts or z.shape[2] % parts:
-            raise ValueError(
+            raise Refused(
                 f"model.ch_mult={self.ch_mult} halves images {len(self.ch_mult) - 1} "
                 f"times, but examples have shape {z.shape[1:]}: give [H, W, C] with H "
                 f"and W divisible by {parts}, or fewer levels"
             )
         if min(self.num_res_blocks, self.emb_ch) < 1:
-            raise ValueError(
+            raise Refused(
                 f"model.num_res_blocks={self.num_res_blocks}, model.emb_ch="
                 f"{self.emb_ch}: must be at least 1"
             )
         if self.ch < 32 or self.ch % 32 or min(self.ch_mult, default=0) < 1:
-            raise ValueError(
+            raise Refused(
                 f"model.ch={self.ch}, model.ch_mult={self.ch_mult}: ch is a multiple "
                 "of 32 (the groups of group norm), each of ch_mult at least 1"
             )

@@ -34,8 +34,6 @@ def read(folders: Sequence[str]) -> list[Record]:
         return [records.read(folder) for folder in folders]
     except (ImportError, KeyError) as error:  # for what a prefix names
         raise Refused(f"{', '.join(folders)}: no such storage here: {error}") from error
-    except ValueError as error:
-        raise Refused(str(error)) from error
 
 
 def labels(runs: Sequence[Record]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,12 +19,12 @@ from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config import setup
 from pd_jax.evaluation.rows import Row, check_entry, student_rows
 from pd_jax.models import Model
-from pd_jax.training.method import Method, state_shapes
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
 from pd_jax.students import bundle
 from pd_jax.students.student import Student
+from pd_jax.training.method import Method, state_shapes
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from pd_jax import config as configs
 from pd_jax.evaluation.rows import by_series, check_entry, row_of
+from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
 from pd_jax.storage.writers import JsonLines
 from pd_jax.training.stage import Stage
@@ -200,17 +201,17 @@ def read(
       report: the report, where it is not on disk yet.
 
     Raises:
-      ValueError: for a folder without config.json, or with files that are not a run's.
+      Refused: for a folder without config.json, or with files that are not a run's.
       OSError: for files that cannot be read.
     """
     folder = epath.Path(folder)
     if not (folder / "config.json").exists():
-        raise ValueError(f"{folder}: no config.json there, so it is no run's folder")
+        raise Refused(f"{folder}: no config.json there, so it is no run's folder")
     try:
         return _read(folder, name, report)
     except DAMAGE as error:
         cause = files.brief(error)
-        raise ValueError(f"{folder}: not the files of a run ({cause})") from error
+        raise Refused(f"{folder}: not the files of a run ({cause})") from error
 
 
 def _read(folder: epath.Path, name: str | None, report: dict | None) -> Record:

@@ -80,7 +80,7 @@ def run(
       The report, as in report.json.
 
     Raises:
-      Refused: (a ValueError) for a config that cannot work, or a workdir of another.
+      Refused: for a config that cannot work, or a workdir of another.
       Diverged: where updates in a row had a loss or gradient that is not finite; the
         last checkpoint before them stays.
       Interrupted: on SIGINT or SIGTERM, with everything saved.
@@ -99,8 +99,6 @@ def run(
             callbacks = Callbacks([*metrics, *callbacks])
         except ImportError as error:
             raise Refused(f"--workdir={workdir}: {error}") from error
-        except ValueError as error:
-            raise Refused(str(error)) from error
         if finished is not None:
             callbacks.on_done(finished)
             return finished

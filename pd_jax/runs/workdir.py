@@ -38,13 +38,13 @@ def take(
             before = configs.stored(before).to_dict()
         changed = configs.differences(before, config.to_dict())
         if changed:
-            raise ValueError(
+            raise Refused(
                 f"{workdir} was made by a different config:\n  "
                 + "\n  ".join(changed)
                 + "\nUse those values again, or another folder with --workdir=DIR."
             )
     elif workdir.exists() and (not workdir.is_dir() or _visible(workdir)):
-        raise ValueError(
+        raise Refused(
             f"{workdir} is there, has no config.json, and so is not a folder of a run: "
             "use another one with --workdir=DIR"
         )

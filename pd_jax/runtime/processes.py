@@ -31,7 +31,7 @@ def join(way: str = "auto") -> None:
         Open MPI.
 
     Raises:
-      ValueError: for an unknown way, only some of the variables, or a cluster that JAX
+      Refused: for an unknown way, only some of the variables, or a cluster that JAX
         does not find.
       ConnectionError: where what knows the cluster does not answer.
     """
@@ -43,7 +43,7 @@ def join(way: str = "auto") -> None:
     arguments = ()
     if len(given) > 1:
         if len(given) < len(keys) or not (given[keys[1]] + given[keys[2]]).isdigit():
-            raise ValueError(
+            raise Refused(
                 f"{given}: set all of {', '.join(keys)}, the last two to whole "
                 "numbers, or none of them"
             )

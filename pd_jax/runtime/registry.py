@@ -6,6 +6,8 @@ import pkgutil
 from collections.abc import Iterable
 from types import ModuleType
 
+from pd_jax.runtime.errors import Refused
+
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """' Did you mean "x"?' where a known name is close, else the empty string."""
@@ -17,7 +19,7 @@ def check(name: str, known: Iterable[str], what: str) -> str:
     """Returns `name`, or raises ValueError that lists the known names."""
     known = sorted(known)
     if name not in known:
-        raise ValueError(
+        raise Refused(
             f'unknown {what} "{name}": known are '
             f"{', '.join(k or '(none)' for k in known)}." + suggest(name, known)
         )

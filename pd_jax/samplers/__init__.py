@@ -17,6 +17,7 @@ import numpy as np
 from pd_jax.arcs import Denoiser
 from pd_jax.diffusion import alpha_sigma
 from pd_jax.runtime import registry
+from pd_jax.runtime.errors import Refused
 from pd_jax.samplers._sampler import Level, Sampler, View
 from pd_jax.schedules import Schedule
 
@@ -50,7 +51,7 @@ def get(method: str) -> Sampler:
     if not variance:
         return kind()
     if not dataclasses.fields(kind):
-        raise ValueError(f'sampler "{method}": "{name}" takes no variance')
+        raise Refused(f'sampler "{method}": "{name}" takes no variance')
     return kind(variance)
 
 

@@ -18,6 +18,8 @@ import msgpack
 import numpy as np
 from etils import epath
 
+from pd_jax.runtime.errors import Refused
+
 MOST_BYTES = 2**30  # of an archive's arrays, where their reader names no other
 MOST_JSON_BYTES = 2**26
 HEADERS = {
@@ -41,10 +43,10 @@ OPCODES = (
 
 
 def existing(path: str | pathlib.Path) -> pathlib.Path:
-    """The path, or ValueError where no file is there."""
+    """The path, or Refused where no file is there."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise Refused(f"{path}: no such file")
     return path
 
 
@@ -64,7 +66,7 @@ def read_npz(
       Name -> array.
 
     Raises:
-      ValueError: for a file that is missing, damaged, or unpacks to more.
+      Refused: for a file that is missing, damaged, or unpacks to more.
     """
     path = existing(path)
     with open(path, "rb") as file:
@@ -83,25 +85,23 @@ def parse_npz(content: bytes, name: str) -> dict[str, np.ndarray]:
 
 
 def parse_npy(content: bytes, name: str) -> np.ndarray:
-    """An array from a `.npy` file's content; ValueError calls it `name`."""
+    """An array from a `.npy` file's content; Refused calls it `name`."""
     try:
         return _npy(io.BytesIO(content), len(content))
     except Exception as error:
-        raise ValueError(
-            f"{name}: not a readable .npy file ({brief(error)})"
-        ) from error
+        raise Refused(f"{name}: not a readable .npy file ({brief(error)})") from error
 
 
 def read_json(path: epath.Path) -> dict:
-    """A JSON object; ValueError for anything else, OSError where it cannot be read."""
+    """A JSON object; Refused for anything else, OSError where it cannot be read."""
     try:
         if path.stat().length > MOST_JSON_BYTES:
             raise ValueError(f"more than {MOST_JSON_BYTES} bytes")
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({brief(error)})") from error
+        raise Refused(f"{path} is damaged ({brief(error)})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (not a JSON object)")
+        raise Refused(f"{path} is damaged (not a JSON object)")
     return content
 
 
@@ -125,7 +125,7 @@ def brief(error: Exception) -> str:
     """An error's kind and the start of its first line, for a message of one's own."""
     text = str(error).partition("\n")[0].partition(" [tensorstore_spec")[0][:300]
     # Those that say what is meant; other kinds are half of the message.
-    plain = type(error) in (ValueError, OSError)
+    plain = type(error) in (ValueError, OSError, Refused)
     return text if plain and text else f"{type(error).__name__}: {text}"
 
 
@@ -157,7 +157,7 @@ def _npz(
                     arrays[key] = _npy(part, member.file_size)
             return arrays
     except Exception as error:  # damage can surface anywhere in zipfile, zlib, NumPy
-        raise ValueError(
+        raise Refused(
             f"{name}: not a readable .npz archive ({brief(error)})"
         ) from error
 
@@ -184,22 +184,20 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     int64 storage), each of which stands for something made in this module.
 
     Raises:
-      ValueError: for a file that is missing, damaged or of another format, or names
+      Refused: for a file that is missing, damaged or of another format, or names
         anything else, which is not called then.
     """
     path = existing(path)
     with open(path, "rb") as file:
         head = file.read(len(LEGACY))
     if not head.startswith(ZIP) and head != LEGACY:
-        raise ValueError(
+        raise Refused(
             f"{path}: not a torch state dict (a .pth file of torch.save), nor a .npz"
         )
     try:
         return _read_zip(path) if head.startswith(ZIP) else _read_legacy(path)
     except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(
-            f"{path}: not a readable state dict ({brief(error)})"
-        ) from error
+        raise Refused(f"{path}: not a readable state dict ({brief(error)})") from error
 
 
 class _Storage(NamedTuple):
