@@ -112,7 +112,7 @@ def _parse(argv: list[str]) -> list[str]:
             )
     try:
         return flags.FLAGS(argv)[1:]
-    except (flags.Error, IndexError, TypeError) as error:
+    except (flags.Error, IndexError, TypeError, ValueError) as error:
         raise Refused(f"{error}; flags are --name=value") from error
 
 
@@ -135,10 +135,7 @@ def parse(argv: list[str], usage: str) -> list[str]:
     if "--version" in argv:
         print(f"pd_jax {__version__}, jax {importlib.metadata.version('jax')}")
         sys.exit(0)
-    try:
-        return _parse(argv)
-    except ValueError as error:
-        raise Refused(str(error)) from error
+    return _parse(argv)
 
 
 def no_more(rest: list[str]) -> None:

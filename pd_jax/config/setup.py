@@ -144,7 +144,7 @@ def _named(key: str) -> Iterator[None]:
     """Puts the config key before what is said of the file that it names."""
     try:
         yield
-    except ValueError as error:
+    except Refused as error:
         raise Refused(f"{key}: {error}") from error
 
 

@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 from etils import epath
 
+from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
 from pd_jax.storage.writers import write_whole
 
@@ -90,11 +91,11 @@ def save_statistics(path: str | pathlib.Path, moments: Moments) -> None:
     The file is there whole or not at all.
 
     Raises:
-      ValueError: for a path that does not end in .npz.
+      Refused: for a path that does not end in .npz.
     """
     path = epath.Path(path)
     if path.suffix != ".npz":
-        raise ValueError(f"{path}: statistics are saved as .npz")
+        raise Refused(f"{path}: statistics are saved as .npz")
     file = io.BytesIO()
     np.savez(file, mu=moments.mean, sigma=moments.covariance)
     write_whole(path, file.getvalue())
@@ -104,26 +105,24 @@ def load_statistics(path: str | pathlib.Path) -> Moments:
     """Moments from a `.npz` with `mu` [D] and `sigma` [D, D].
 
     Raises:
-      ValueError: for a file that is missing or damaged, lacks one of the two, or holds
+      Refused: for a file that is missing or damaged, lacks one of the two, or holds
         other shapes, values that are no finite numbers, or a sigma not symmetric.
     """
     arrays = files.read_npz(path)
     for name in ("mu", "sigma"):
         if name not in arrays:
-            raise ValueError(
+            raise Refused(
                 f'{path}: no array "{name}"; statistics have mu and sigma, this file '
                 f"has: {', '.join(arrays)}"
             )
     mu, sigma = arrays["mu"], arrays["sigma"]
     if mu.ndim != 1 or sigma.shape != (mu.size, mu.size):
-        raise ValueError(
+        raise Refused(
             f"{path}: mu is {mu.shape} and sigma {sigma.shape}; they are [D] and [D, D]"
         )
     for name, array in (("mu", mu), ("sigma", sigma)):
         if array.dtype.kind != "f" or not np.all(np.isfinite(array)):
-            raise ValueError(
-                f'{path}: "{name}" holds values that are no finite numbers'
-            )
+            raise Refused(f'{path}: "{name}" holds values that are no finite numbers')
     if not np.allclose(sigma, sigma.T):
-        raise ValueError(f'{path}: "sigma" is not symmetric, as a covariance is')
+        raise Refused(f'{path}: "sigma" is not symmetric, as a covariance is')
     return Moments(mu.astype(np.float64), sigma.astype(np.float64))

@@ -118,7 +118,7 @@ def sample(
             "seed": seed,
         }
         draw = _Draw(student, seed, label, job)
-    except ValueError as error:
+    except Refused as error:
         raise Refused(f"{path}: {error}") from error
     if kind is not _array and (not student.is_image or student.shape[-1] not in (1, 3)):
         raise Refused(
@@ -224,7 +224,7 @@ def _own(folder: pathlib.Path, job: dict, out: pathlib.Path) -> None:
     if kept.exists():
         try:
             found = files.read_json(epath.Path(kept))
-        except ValueError as error:
+        except Refused as error:
             raise _foreign(out, error) from error
         _same(found, job, out)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

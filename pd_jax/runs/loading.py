@@ -28,7 +28,7 @@ from pd_jax.training.method import Method, state_shapes
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL
 
-KEPT = (
+CONTENT = (
     *("num_steps", "step_counts", "shape", "clip", "sampler", "labels"),
     *("metrics", "facts"),
 )
@@ -53,36 +53,35 @@ def load(
       schedule: of a bundle whose schedule is no `pd_jax.schedules`.
 
     Raises:
-      ValueError: for what is not there, damaged, or not made for these steps, listing
+      Refused: for what is not there, damaged, or not made for these steps, listing
         those that are.
     """
     path = epath.Path(path)
+    if num_steps is not None and num_steps < 0:
+        raise Refused(f"{path}: num_steps={num_steps} is below 0")
+    if path.is_dir():
+        student = _from_workdir(path, num_steps, force)
+        if num_steps == 0:
+            return student
+    else:
+        student = _from_bundle(path, model, schedule)
     try:
-        if num_steps is not None and num_steps < 0:
-            raise ValueError(f"num_steps={num_steps} is below 0")
-        if path.is_dir():
-            found = _from_workdir(path, num_steps, force)
-        else:
-            found = _from_bundle(path, model, schedule)
-        teacher = num_steps == 0 and path.is_dir()
-        if teacher or num_steps in (None, found.num_steps):
-            return found
-        steps = found.steps(num_steps, force)
-        counts = found.step_counts if steps in found.step_counts else ()
-        return dataclasses.replace(
-            found, num_steps=steps, step_counts=counts, metrics={}
-        )
-    except Refused:
-        raise
-    except ValueError as error:
+        steps = student.steps(student.num_steps if num_steps is None else num_steps, force)
+    except Refused as error:
         raise Refused(f"{path}: {error}") from error
+    if steps == student.num_steps:
+        return student
+    counts = student.step_counts if steps in student.step_counts else ()
+    return dataclasses.replace(
+        student, num_steps=steps, step_counts=counts, metrics={}
+    )
 
 
 def _shapes(model: Model, shape: tuple[int, ...]) -> dict:
     """A network's weights as shapes, on one device."""
     here = SingleDeviceSharding(jax.local_devices()[0])
-    found = jax.eval_shape(lambda key: model.init(key, shape), jax.random.key(0))
-    return _on(here, found)
+    shapes = jax.eval_shape(lambda key: model.init(key, shape), jax.random.key(0))
+    return _on(here, shapes)
 
 
 def _on(sharding: jax.sharding.Sharding, tree: Any) -> Any:
@@ -96,18 +95,21 @@ def _on(sharding: jax.sharding.Sharding, tree: Any) -> Any:
 
 def _from_bundle(path: epath.Path, model: Any, schedule: Schedule | None) -> Student:
     if not path.exists():
-        raise ValueError("no such file or folder")
-    opened = bundle.Bundle(path)
-    content = opened.content
-    if schedule is None:
-        schedule = _schedule(content)
-    if model is None:
-        model = _network(content)
-    if isinstance(model, Model) and isinstance(model.network, nn.Module):
-        _check(opened.shapes, model, tuple(content["shape"]))
-    params = opened.params()
-    kept = {key: content[key] for key in KEPT}
-    return _made(Student, model=model, params=params, schedule=schedule, **kept)
+        raise Refused(f"{path}: no such file or folder")
+    try:
+        opened = bundle.Bundle(path)
+        content = opened.content
+        if schedule is None:
+            schedule = _schedule(content)
+        if model is None:
+            model = _network(content)
+        if isinstance(model, Model) and isinstance(model.network, nn.Module):
+            _check(opened.shapes, model, tuple(content["shape"]))
+        named = {key: content[key] for key in CONTENT}
+        named |= {"params": opened.params(), "model": model, "schedule": schedule}
+        return _made(Student, **named)
+    except ValueError as error:  # of a file's bytes, whoever reads them
+        raise Refused(f"{path}: {error}") from error
 
 
 def _schedule(content: dict) -> Schedule:
@@ -144,7 +146,7 @@ def _made(make: Any, *given: Any, **named: Any) -> Any:
         raise ValueError(files.brief(error)) from error
 
 
-def _check(found: dict, model: Model, shape: tuple[int, ...]) -> None:
+def _check(shapes: dict, model: Model, shape: tuple[int, ...]) -> None:
     """Refuses weights that are not the network's, before they are read."""
     calls = 0
 
@@ -152,16 +154,16 @@ def _check(found: dict, model: Model, shape: tuple[int, ...]) -> None:
         nonlocal calls
         calls += 1
         # A file's words could ask for networks without end.
-        if calls > 100 + 8 * len(found):
-            raise ValueError(f"its network is larger than {len(found)} weights")
+        if calls > 100 + 8 * len(shapes):
+            raise ValueError(f"its network is larger than {len(shapes)} weights")
         return function(*given, **named)
 
     with nn.intercept_methods(count):
         like = bundle.flatten(_made(_shapes, model, shape))
     off = sorted(
-        f"{name} is {found.get(name)}, not {getattr(like.get(name), 'shape', None)}"
-        for name in found.keys() | like.keys()
-        if name not in found or name not in like or found[name] != like[name].shape
+        f"{name} is {shapes.get(name)}, not {getattr(like.get(name), 'shape', None)}"
+        for name in shapes.keys() | like.keys()
+        if name not in shapes or name not in like or shapes[name] != like[name].shape
     )
     if off:
         raise ValueError(f"its weights are another network's: {'; '.join(off[:5])}")
@@ -199,7 +201,7 @@ def read_config(workdir: epath.Path) -> ConfigDict:
         raise Refused(f"{workdir}: no folder of a run, which has a config.json")
     try:
         return configs.stored(files.read_json(path))
-    except ValueError as error:
+    except Refused as error:
         raise Refused(f"{path}: {error}") from error
 
 
@@ -207,10 +209,10 @@ def _begun(
     workdir: epath.Path, config: ConfigDict
 ) -> list[tuple[str, Method, Stage]]:
     """The stages that have checkpoints, in order, each with its training and method."""
-    kept = workdir / "checkpoints"
+    root = workdir / "checkpoints"
     begun = {
         folder.name
-        for folder in (kept.iterdir() if kept.exists() else ())
+        for folder in (root.iterdir() if root.exists() else ())
         if any(saved.name.isdigit() for saved in folder.iterdir())
     }
     return [each for each in configs.stages(config, begun) if each[-1].name in begun]
@@ -221,8 +223,8 @@ def finished(
 ) -> Iterator[tuple[str, Method, Stage]]:
     """The finished stages of students, in order, each with its training and method."""
     for name, method, stage in _begun(workdir, config):
-        with StageCheckpoints(workdir, stage, writes=False) as kept:
-            if kept.finished and name != "teacher":
+        with StageCheckpoints(workdir, stage, writes=False) as checkpoints:
+            if checkpoints.finished and name != "teacher":
                 yield name, method, stage
 
 
@@ -263,10 +265,10 @@ def of_stage(
             f"{workdir}: its network is a caller's own: call pd_jax.distil as before, "
             "which gives the students of a run that is done"
         )
-    with StageCheckpoints(workdir, stage, writes=False) as kept:
-        if not kept.finished:
+    with StageCheckpoints(workdir, stage, writes=False) as checkpoints:
+        if not checkpoints.finished:
             raise Refused(f"{workdir}: {stage.name} is not finished")
-        facts = kept.facts()
+        facts = checkpoints.facts()
         described = _made(_described, facts, config, built and built.model)
         model = described["model"]
         given = model, described["schedule"], described["shape"]
@@ -275,7 +277,7 @@ def of_stage(
         weights = built.shapes if built else _shapes(model, described["shape"])
         here = SingleDeviceSharding(jax.local_devices()[0])
         like = _on(here, state_shapes(method, stage, weights))
-        params = jax.device_get(kept.handed_over(like, method)[MODEL])
+        params = jax.device_get(checkpoints.handed_over(like, method)[MODEL])
     students = student_rows(method, stage, config.eval.sampler)
     made_for = [row for row in students if num_steps in (None, row.num_steps)]
     teacher = Row("teacher", 0, stage.name, config.eval.sampler)
@@ -323,9 +325,9 @@ def _chain(workdir: epath.Path, config: ConfigDict, stage: Stage | None) -> list
     stages = {stage.name: stage for *_, stage in _begun(workdir, config)}
     chain = []
     while stage is not None:
-        with StageCheckpoints(workdir, stage, writes=False) as kept:
-            taught_by = kept.facts().get("teacher")
-            chain.append({"stage": stage.name, "updates": kept.updates})
+        with StageCheckpoints(workdir, stage, writes=False) as checkpoints:
+            taught_by = checkpoints.facts().get("teacher")
+            chain.append({"stage": stage.name, "updates": checkpoints.updates})
         stage = stages.pop(taught_by, None)
     if chain[-1]["stage"] != "teacher":
         chain.append({"released": taught_by, "exact": config.teacher.exact})

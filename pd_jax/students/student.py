@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pd_jax import models, samplers, schedules
 from pd_jax.models import Model
 from pd_jax.runtime import registry
+from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
 from pd_jax.storage.pixels import to_uint8
@@ -61,15 +62,15 @@ class Student:
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "step_counts", tuple(self.step_counts))
         if self.num_steps < 0:
-            raise ValueError(f"num_steps={self.num_steps}: at least 0")
+            raise Refused(f"num_steps={self.num_steps}: at least 0")
         if self.step_counts and self.num_steps not in self.step_counts:
-            raise ValueError(
+            raise Refused(
                 f"num_steps={self.num_steps} is none of step_counts={self.step_counts}"
             )
         network = getattr(self.model, "network", None)
         classes = getattr(network, "num_classes", self.num_classes)
         if max(classes, 1) != max(self.num_classes, 1):
-            raise ValueError(
+            raise Refused(
                 f"{self.num_classes} labels for a network of num_classes={classes}"
             )
 
@@ -100,36 +101,36 @@ class Student:
         """The step count to sample with.
 
         Raises:
-          ValueError: for one that the student was not made for, unless `force`.
+          Refused: for one that the student was not made for, unless `force`.
         """
         if num_steps is None and not self.num_steps:
-            raise ValueError("a teacher of any number of steps: give num_steps")
+            raise Refused("a teacher of any number of steps: give num_steps")
         if num_steps in (None, self.num_steps):
             return self.num_steps
         if self.num_steps and num_steps not in self.step_counts and not force:
             counts = self.step_counts or (self.num_steps,)
-            raise ValueError(
+            raise Refused(
                 f"num_steps={num_steps}: this student was made for "
                 f"{', '.join(map(str, counts))}; force=True samples with another "
                 "number, at a loss of quality"
             )
         if num_steps not in range(1, bundle.MOST_STEPS + 1):
-            raise ValueError(
+            raise Refused(
                 f"num_steps={num_steps}: a whole number from 1 to {bundle.MOST_STEPS}"
             )
         return num_steps
 
     def label_of(self, label: int | str | None) -> int:
-        """A label as its number, `ANY` for None; ValueError for one that is none."""
+        """A label as its number, `ANY` for None; Refused for one that is none."""
         if label is None:
             return ANY
         if self.num_classes < 2:
-            raise ValueError(f"label={label}: this student has no labels")
+            raise Refused(f"label={label}: this student has no labels")
         if isinstance(label, str) and not isinstance(self.labels, int):
             known = list(self.labels)
             return known.index(registry.check(label, known, "label"))
         if isinstance(label, str) or not 0 <= label < self.num_classes:
-            raise ValueError(
+            raise Refused(
                 f"label={label}: labels are whole numbers from 0 to "
                 f"{self.num_classes - 1}"
             )
@@ -162,10 +163,10 @@ class Student:
           uint8 [num, H, W, C]; float32 [num, ...] where samples are no images.
 
         Raises:
-          ValueError: for a step count that it was not made for, or an unknown label.
+          Refused: for a step count that it was not made for, or an unknown label.
         """
         if num < 1:
-            raise ValueError(f"num={num}: at least 1")
+            raise Refused(f"num={num}: at least 1")
         options = dict(num_steps=num_steps, force=force, sampler=sampler, batch=batch)
         return self.at(key, np.arange(num), label, **options)
 
@@ -185,7 +186,7 @@ class Student:
         if label is None or isinstance(label, int | str | np.integer):
             label = [label] * len(places)
         if len(label) != len(places):
-            raise ValueError(f"{len(label)} labels for {len(places)} samples")
+            raise Refused(f"{len(label)} labels for {len(places)} samples")
         label = np.array([self.label_of(one) for one in label], np.int32)
         split, placed = self._placed
         size = -(-min(batch, len(places)) // split.mesh.size) * split.mesh.size
@@ -269,10 +270,10 @@ class Student:
           The bytes of `jax.export`, for cpu, cuda and tpu and any b.
 
         Raises:
-          ValueError: for a teacher, or a network that needs a batch of one size.
+          Refused: for a teacher, or a network that needs a batch of one size.
         """
         if not self.num_steps:
-            raise ValueError("a teacher has no steps of its own: give it num_steps")
+            raise Refused("a teacher has no steps of its own: give it num_steps")
         recipe = dataclasses.replace(self._recipe(), model=_portable(self.model))
 
         def sampler(weights, key, place, label=None):
@@ -296,7 +297,7 @@ class Student:
                 export_of = export.export(jax.jit(sampler), platforms=PLATFORMS)
                 program = export_of(*arguments)
         except Exception as error:  # whatever a network does with its shapes
-            raise ValueError(
+            raise Refused(
                 "the network cannot be exported for batches of any size (with "
                 f"z.shape[0] in place of len(z) most can): {files.brief(error)}"
             ) from error
@@ -309,7 +310,7 @@ class Student:
           The file's size in bytes, and its SHA-256.
 
         Raises:
-          ValueError: for a teacher without a step count, or weights without names.
+          Refused: for a teacher without a step count, or weights without names.
           OSError: where the file cannot be written.
         """
         times = np.arange(self.num_steps, -1, -1) / max(self.num_steps, 1)
