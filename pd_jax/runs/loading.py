@@ -199,8 +199,9 @@ def read_config(workdir: epath.Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise Refused(f"{workdir}: no folder of a run, which has a config.json")
+    values = files.read_json(path)
     try:
-        return configs.stored(files.read_json(path))
+        return configs.stored(values)
     except Refused as error:
         raise Refused(f"{path}: {error}") from error
 
