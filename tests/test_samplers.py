@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from pd_jax import analytic, samplers
+from pd_jax import analytic, diffusion, samplers
 from pd_jax.samplers import sample
 
 MEAN, STD = np.array([0.3, -0.2, 0.0]), 0.4
@@ -183,3 +183,45 @@ def test_a_sampler_is_added_as_one_file(cosine, tmp_path, monkeypatch):
     np.testing.assert_array_equal(one, sample(GAUSSIAN, z, 1, cosine))
     with pytest.raises(ValueError, match="needs a key"):
         sample(GAUSSIAN, z, 2, cosine, "jump")
+
+
+def jumps(z, logsnr):
+    """The exact flow of the Gaussian, all the way to the data, as a prediction."""
+    phi = jnp.arctan(jnp.exp(-0.5 * logsnr))
+    x = analytic.gaussian_map(z, MEAN, STD, phi[:, None])
+    alpha, sigma = (diffusion.expand(a, z) for a in diffusion.alpha_sigma(logsnr))
+    return diffusion.predict((alpha * z - x) / sigma, z, logsnr, "v")
+
+
+def test_consistency_jumps_and_noises_anew(cosine):
+    z = jax.random.normal(jax.random.key(0), (20_000, 3))
+    once = sample(jumps, z, 1, cosine, "consistency", False, jax.random.key(1))
+    np.testing.assert_allclose(once, jumps(z, cosine(jnp.ones(len(z)))).x, atol=1e-6)
+    for num_steps in (1, 2, 4):
+        x = sample(jumps, z, num_steps, cosine, "consistency", False, jax.random.key(1))
+        # Whatever the noise, the data's own distribution.
+        np.testing.assert_allclose(x.mean(0), MEAN, atol=0.015)
+        np.testing.assert_allclose(x.std(0), STD, atol=0.01)
+    assert np.abs(x - once).mean() > 0.1
+
+
+def test_consistency_noises_to_the_next_level(cosine):
+    """Its second prediction sees x with fresh noise of t = 1/2."""
+    z = jax.random.normal(jax.random.key(0), (20_000, 1))
+    seen = []
+
+    def denoise(z, logsnr):
+        x = jnp.full_like(z, 0.5)
+        jax.debug.callback(lambda *a: seen.append(a), z, logsnr, ordered=True)
+        alpha, sigma = (diffusion.expand(a, z) for a in diffusion.alpha_sigma(logsnr))
+        return diffusion.predict((alpha * z - x) / sigma, z, logsnr, "v")
+
+    x = sample(denoise, z, 2, cosine, "consistency", False, jax.random.key(1))
+    jax.effects_barrier()
+    np.testing.assert_allclose(x, 0.5, atol=1e-6)
+    second, logsnr = seen[1]
+    assert float(logsnr[0]) == pytest.approx(float(cosine(jnp.float32(0.5))), abs=1e-6)
+    alpha, sigma = diffusion.alpha_sigma(cosine(jnp.float32(0.5)))
+    assert float(second.mean()) == pytest.approx(0.5 * float(alpha), abs=0.02)
+    assert float(second.std()) == pytest.approx(float(sigma), abs=0.02)
+    assert abs(np.corrcoef(second[:, 0], z[:, 0])[0, 1]) < 0.03
