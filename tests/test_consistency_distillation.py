@@ -122,7 +122,9 @@ def test_the_fixed_point_is_the_product_of_the_teachers_steps(solver, grid):
     with jax.enable_x64(True):
         method = method_of(table, grid=grid, solver=solver, weighting="snr_plus_1")
         batch, keys = draws()
-        loss = jax.jit(lambda state: method.loss(state, state.model.params, batch, keys))
+        loss = jax.jit(
+            lambda state: method.loss(state, state.model.params, batch, keys)
+        )
         factor = products(grid, FACTORS[solver])
         weights = {"mean": jnp.asarray(MEAN), "factor": jnp.asarray(factor)}
         assert set(places(keys, grid)) == set(range(1, grid + 1))
@@ -218,7 +220,9 @@ def test_no_gradient_flows_through_the_target(average, cosine):
         return jnp.mean(method.loss(state, params, batch, keys))
 
     found, expected = (jax.value_and_grad(f)(weights) for f in (loss, plain))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected
+    )
     assert abs(float(found[1]["w"])) > 0.05
 
 
@@ -333,7 +337,11 @@ def test_training_finds_the_products(cosine):
     grid = 4
     schedule_factor = products(grid, ddim_factor)
     method = method_of(
-        table, grid=grid, solver="ddim", schedule=cosine, optimizer=Optimizer(decay="cosine")
+        table,
+        grid=grid,
+        solver="ddim",
+        schedule=cosine,
+        optimizer=Optimizer(decay="cosine"),
     )
     step = Step(method.update, jax.devices()[:1])
     weights = {"mean": jnp.float32(0.0), "factor": jnp.ones(grid + 1)}

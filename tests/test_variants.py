@@ -1,0 +1,185 @@
+"""Whole runs by other methods than progressive distillation, as a user makes them."""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+import re
+import runpy
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import pd_jax
+from pd_jax import config as configs
+from pd_jax.config.setup import sketch
+from pd_jax.costs import count, estimate
+from pd_jax.reports import samples
+from tests import killed
+from tests.killed import Aim
+
+ROOT = pathlib.Path(__file__).parents[1]
+COUNTS = {"consistency_distillation": [4, 2, 1], "diff_instruct": [1]}
+SAMPLERS = {"consistency_distillation": "consistency", "diff_instruct": "ddim"}
+TITLES = {
+    "consistency_distillation": "Consistency distillation",
+    "diff_instruct": "Diff-Instruct",
+}
+CONFIGS = ("digits", "mixture2d")
+ANY = r"open|os\.(mkdir|rename|remove|rmdir)"
+KILLS = 6
+of_each = pytest.mark.parametrize("method", COUNTS)
+of_each_config = pytest.mark.parametrize("name", CONFIGS)
+
+
+def get(name, variant):
+    return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](variant)
+
+
+@of_each
+@of_each_config
+def test_its_values_make_sense(name, method):
+    for variant in (method, f"{method}:smoke"):
+        config = get(name, variant)
+        configs.check(config, 4)
+        assert configs.trainings(config) == {"teacher": "standard", "student": method}
+        assert configs.title(config) == TITLES[method]
+    with pytest.raises(pd_jax.Refused, match=f'Did you mean "{method}'):
+        get(name, f"{method}s")
+
+
+@of_each
+@of_each_config
+def test_its_cost_is_known_before(name, method, capsys):
+    config = get(name, f"{method}:smoke")
+    setup = sketch(config, 2)
+    costs = count.count(setup, 2)
+    cost, student = costs.trainings[-1], setup.trainings[-1].method
+    # An exact teacher costs nothing; an input needs no gradient.
+    asked = 2 + (name == "mixture2d") + (method == "diff_instruct")
+    passes = cost.flops / cost.batch / costs.forward
+    assert student.forwards - asked < passes <= student.forwards
+    weights = cost.memory["weights"]
+    assert cost.memory["optimizer"] == pytest.approx(2 * weights, rel=0.01)
+    estimate.run(config, name)
+    assert "student: fits" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def fork():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pd_jax.main", "pd_jax.runs.run", "tests.killed"])
+
+    def fork(method, workdir, aim=None):
+        config = f"--config={ROOT}/configs/mixture2d.py:{method}:smoke"
+        arguments = [config, "--config.run.checkpoint_updates=7"]
+        log = workdir.with_suffix(".log")
+        process = context.Process(
+            target=killed.run, args=(arguments, workdir, aim, log)
+        )
+        process.start()
+        process.join(300)
+        return process.exitcode, log.read_text()
+
+    return fork
+
+
+@pytest.fixture(scope="module", params=COUNTS)
+def run(request, fork, tmp_path_factory):
+    """A method, and the folder of a run by it that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp(request.param) / "run"
+    code, printed = fork(request.param, workdir)
+    assert code == 0, printed
+    return request.param, workdir
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_with_the_same_bits(run, fork, tmp_path):
+    method, undisturbed = run
+    rng, kills, workdir = random.Random(1), 0, tmp_path / "run"
+    while kills < KILLS:
+        aim = Aim(ANY, "", rng.randint(5, 60), rng.uniform(0.0, 0.1))
+        code, printed = fork(method, workdir, aim)
+        assert code in (0, -signal.SIGKILL), printed
+        if code == 0:
+            break
+        kills += 1
+    assert kills > 1
+    code, printed = fork(method, workdir)
+    assert code == 0, printed
+    assert "damaged" not in printed
+    reports = [
+        json.loads((d / "report.json").read_text()) for d in (workdir, undisturbed)
+    ]
+    assert reports[0]["rows"] == reports[1]["rows"]
+    lines = [(d / "metrics.jsonl").read_text() for d in (workdir, undisturbed)]
+    assert lines[0] == lines[1]
+    one, other = (pd_jax.load(d).params for d in (workdir, undisturbed))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.slow
+def test_what_it_leaves(run):
+    method, workdir = run
+    report = json.loads((workdir / "report.json").read_text())
+    assert report["traces"] == {"student": 1}
+    rows = [
+        (r["model"], r["num_steps"], r["stage"], r["sampler"]) for r in report["rows"]
+    ]
+    assert ("teacher", 1, "teacher", "ddim") in rows
+    students = [row for row in rows if row[0] == "student"]
+    expected = [("student", n, "student", SAMPLERS[method]) for n in COUNTS[method]]
+    assert students == expected
+    assert all("rmse_to_exact" in row["metrics"] for row in report["rows"])
+    page = (workdir / "report.html").read_text()
+    assert f'<p class="kind">{TITLES[method]}</p>' in page
+    assert ("fake loss" in page) == (method == "diff_instruct")
+    assert TITLES[method] in (workdir / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_its_student(run, tmp_path):
+    method, workdir = run
+    student = pd_jax.load(workdir)
+    counts = COUNTS[method]
+    assert student.num_steps == 1
+    assert student.step_counts == (tuple(counts) if len(counts) > 1 else ())
+    assert student.sampler == SAMPLERS[method]
+    assert student.metrics["rmse_to_exact"] > 0.0
+    (path,) = samples.export(str(workdir))
+    bundle = pd_jax.load(path)
+    assert (bundle.step_counts, bundle.sampler) == (
+        student.step_counts,
+        student.sampler,
+    )
+    key = jax.random.key(0)
+    for n in counts:
+        x = student.sample(key, 8, num_steps=n)
+        np.testing.assert_array_equal(bundle.sample(key, 8, num_steps=n), x)
+        np.testing.assert_array_equal(pd_jax.load(workdir, n).sample(key, 8), x)
+    with pytest.raises(pd_jax.Refused, match="made for"):
+        student.sample(key, 8, num_steps=3)
+
+
+@pytest.mark.slow
+def test_its_status(run):
+    method, workdir = run
+    command = [sys.executable, "-m", "pd_jax.main", "--mode=status"]
+    done = subprocess.run(
+        [*command, f"--workdir={workdir}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "complete" in done.stdout
+    assert re.search(r"^student +40/40 ", done.stdout, re.MULTILINE)
+    num = 4 + len(COUNTS[method])
+    assert f"{num} of {num} rows measured" in done.stdout
