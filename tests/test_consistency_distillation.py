@@ -1,5 +1,7 @@
 """Consistency distillation against Gaussians, where every arc is closed."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +77,7 @@ FACTORS = {"ddim": ddim_factor, "heun": heun_factor}
 def products(num, factor, std=STD):
     """[num + 1]: the factors from each grid time down to 0, multiplied."""
     phi = np.linspace(0.0, 0.5 * np.pi, num + 1)
-    steps = [factor(b, a, std) for a, b in zip(phi[:-1], phi[1:])]
+    steps = [factor(b, a, std) for a, b in itertools.pairwise(phi)]
     return np.cumprod([1.0, *steps])
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pd_jax import metrics, samplers
 from pd_jax.evaluation.rows import by_series
-from pd_jax.runs.record import Line, StageRecord
+from pd_jax.runs.stage_record import Line, StageRecord
 from pd_jax.storage.pixels import to_uint8
 
 INK, FAINT = "#010101", "#020202"

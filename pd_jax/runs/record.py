@@ -1,7 +1,7 @@
 """What a run's folder says of the run, whether it is finished, running or stopped.
 
-Only files are read, no checkpoint's weights and no device, so that a folder of any
-machine can be looked at while its run goes on.
+This is its only reader. Only files are read, no checkpoint's weights and no device, so
+that a folder of any machine can be looked at while its run goes on.
 """
 
 import dataclasses
@@ -9,17 +9,26 @@ import functools
 import math
 import os
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax.evaluation.rows import by_series, check_entry, row_of
+from pd_jax.evaluation.rows import Row, by_series, check_entry, planned_rows, row_of
 from pd_jax.runtime.errors import Refused
+from pd_jax.runs.stage_record import (
+    Line,
+    StageRecord,
+    count,
+    facts_of,
+    number,
+)
 from pd_jax.storage import files
 from pd_jax.storage.writers import JsonLines
+from pd_jax.training.method import Method
 from pd_jax.training.stage import Stage
 
 # What files that are not as a run wrote them lead to.
@@ -27,82 +36,6 @@ DAMAGE = (
     *(ArithmeticError, AttributeError, LookupError, RecursionError),
     *(TypeError, ValueError),
 )
-
-
-class Line(NamedTuple):
-    """One interval of a stage, as in metrics.jsonl.
-
-    Attributes:
-      update: its last update.
-      values: all other numbers of the entry, by name.
-    """
-
-    update: int
-    values: dict[str, float]
-
-    @property
-    def loss(self) -> float:
-        """The mean loss; NaN where the entry has none."""
-        return self.values.get("loss", math.nan)
-
-    @property
-    def validation_loss(self) -> float:
-        """The validation loss, NaN where none was measured."""
-        return self.values.get("validation_loss", math.nan)
-
-    @property
-    def skipped(self) -> int:
-        """Updates left out."""
-        return int(self.values.get("skipped", 0))
-
-
-@dataclasses.dataclass
-class StageRecord:
-    """One stage, as far as it has come.
-
-    Attributes:
-      name, num_steps, planned: of its `Stage`; 0 steps for the teacher.
-      training: the training's name.
-      batch: examples per update.
-      done: updates that are saved, or at least told of in metrics.jsonl.
-      end: updates at which it ends: as planned, or fewer on a plateau.
-      finished: whether its last update is saved.
-      seconds: spent up to the last checkpoint; None where that does not say.
-      devices: how many of which kind, such as "4 x cpu", as the stage ended on; empty
-        where that is not known.
-      skipped: updates left out, as their loss or gradient was not finite.
-      lines: its intervals, in order.
-    """
-
-    name: str
-    training: str
-    num_steps: int
-    planned: int
-    batch: int
-    done: int
-    end: int
-    finished: bool
-    seconds: float | None
-    devices: str
-    skipped: int
-    lines: list[Line]
-
-    @property
-    def num_devices(self) -> int:
-        """How many devices; 0 where that is not known."""
-        return int(self.devices.partition(" x ")[0] or 0)
-
-    @property
-    def device_hours(self) -> float | None:
-        """Devices times hours."""
-        if self.seconds is None or not self.num_devices:
-            return None
-        return self.seconds * self.num_devices / 3600
-
-    @property
-    def examples_per_second(self) -> float | None:
-        """Over all devices, compilation included."""
-        return self.done * self.batch / self.seconds if self.seconds else None
 
 
 @dataclasses.dataclass
@@ -116,8 +49,10 @@ class Record:
       stages: in order.
       rows: what is measured: entries of `check_entry`'s form, teacher first, many
         steps first.
+      missing: rows that are not.
       report: its report.json, or {} before the run is finished.
       seconds: of "evaluation" at least.
+      damage: what could not be read, and why.
     """
 
     folder: epath.Path
@@ -125,8 +60,10 @@ class Record:
     config: dict
     stages: list[StageRecord]
     rows: list[dict]
+    missing: list[Row]
     report: dict
     seconds: dict[str, float]
+    damage: list[str]
 
     @property
     def finished(self) -> bool:
@@ -208,49 +145,203 @@ def read(
     if not (folder / "config.json").exists():
         raise Refused(f"{folder}: no config.json there, so it is no run's folder")
     try:
-        return _read(folder, name, report)
+        return _Reader(folder, strict=True).record(name, report)
     except DAMAGE as error:
         cause = files.brief(error)
         raise Refused(f"{folder}: not the files of a run ({cause})") from error
 
 
-def _read(folder: epath.Path, name: str | None, report: dict | None) -> Record:
-    config = files.read_json(folder / "config.json")
-    if report is None:
-        done = folder / "report.json"
-        report = files.read_json(done) if done.exists() else {}
-    entries = _entries(folder)
-    if report:
-        rows, seconds = report["rows"], report["seconds"]
-        report = {"warnings": [], "protocol": {}, "versions": {}} | report
-        _check_texts(report)
-    else:
-        rows = entries
-        seconds = {"evaluation": sum(float(e.get("seconds", 0.0)) for e in entries)}
-    rows = [_row(row) for row in rows]
-    rows.sort(key=lambda row: (row["model"] != "teacher", -row["num_steps"]))
-    name = str(name or report.get("config") or folder.name)
-    seconds = {str(key): float(value) for key, value in seconds.items()}
-    stages = _stages(folder, ConfigDict(config), report)
-    return Record(folder, name, config, stages, rows, report, seconds)
+def look(folder: str | os.PathLike) -> Record:
+    """Reads what can be read of a folder; the rest is told in `Record.damage`."""
+    return _Reader(epath.Path(folder), strict=False).record(None, None)
 
 
-def _check_texts(report: dict) -> None:
-    """Checks what else of a report is shown as it is."""
-    texts = [*report["warnings"], *report["protocol"].values()]
-    if not all(isinstance(t, str) for t in [*texts, *report["versions"].values()]):
-        raise ValueError("warnings, protocol and versions are not all texts")
+class _Reader:
+    """Reads one folder; `strict`: files that are not a run's end it."""
 
+    def __init__(self, folder: epath.Path, strict: bool):
+        self.folder, self.strict = folder, strict
+        self.damage: list[str] = []
 
-def _entries(folder: epath.Path) -> list[dict]:
-    """The rows that are measured; what cannot be read will be measured again."""
-    place, found = folder / "evaluation", []
-    for path in sorted(place.glob("*.json")) if place.exists() else ():
+    def attempt(self, read: Callable[[], Any], otherwise: Any, about: str = "") -> Any:
+        """What `read` returns, or something else where that is damaged."""
         try:
-            found.append(check_entry(files.read_json(path)))
-        except (OSError, ValueError):
-            continue
-    return found
+            return read()
+        except (*DAMAGE, OSError) as error:
+            if self.strict:
+                raise
+            if not isinstance(error, FileNotFoundError):
+                self.damage.append(about + files.brief(error))
+            return otherwise
+
+    def record(self, name: str | None, report: dict | None) -> Record:
+        """All of it."""
+        config = self.attempt(
+            lambda: files.read_json(self.folder / "config.json"), {}
+        )
+        if report is None:
+            report = self.attempt(self._report, {})
+        begun = self._names("checkpoints")
+        planned, missing = self.attempt(
+            lambda: _planned(config, [*begun, *report.get("updates", {})]),
+            ([], []),
+            "config.json: ",
+        )
+        if "updates" in report:  # without the stages that were left out
+            planned = [each for each in planned if each[-1].name in report["updates"]]
+        stages = self._stages(config, planned, begun, report)
+        entries = self._entries()
+        rows = self.attempt(
+            lambda: [_row(row) for row in report.get("rows", entries)], entries
+        )
+        rows.sort(key=lambda row: (row["model"] != "teacher", -row["num_steps"]))
+        measured = {row_of(row).name for row in rows}
+        missing = [row for row in missing if row.name not in measured and not report]
+        seconds = {"evaluation": sum(number(row.get("seconds")) or 0.0 for row in rows)}
+        seconds |= {str(k): float(v) for k, v in report.get("seconds", {}).items()}
+        name = str(name or report.get("config") or self.folder.name)
+        return Record(
+            folder=self.folder,
+            name=name,
+            config=config,
+            stages=stages,
+            rows=rows,
+            missing=missing,
+            report=report,
+            seconds=seconds,
+            damage=self.damage,
+        )
+
+    def _names(self, folder: str) -> list[str]:
+        """What is in a folder, which may be gone."""
+        try:
+            return sorted(path.name for path in (self.folder / folder).iterdir())
+        except OSError:
+            return []
+
+    def _report(self) -> dict:
+        """A complete run's report; {} where there is none."""
+        path = self.folder / "report.json"
+        if not path.exists():
+            return {}
+        report = {"warnings": [], "protocol": {}, "versions": {}}
+        report |= files.read_json(path)
+        texts = [*report["warnings"], *report["protocol"].values()]
+        if not all(isinstance(t, str) for t in [*texts, *report["versions"].values()]):
+            raise ValueError("warnings, protocol and versions are not all texts")
+        for updates in report["updates"].values():
+            count(updates["done"])
+        for row in report["rows"]:
+            _row(row)
+        return report
+
+    def _stages(
+        self,
+        config: dict,
+        planned: list[tuple[str, Method, Stage]],
+        begun: list[str],
+        report: dict,
+    ) -> list[StageRecord]:
+        """All stages that are planned; those with checkpoints, where no plan is known."""
+        lines = self._lines()
+        stages = [
+            StageRecord(
+                stage.name,
+                training,
+                0 if training == "teacher" else stage.num_steps,
+                int(stage.updates),
+                int(config[training]["batch"]),
+                int(stage.updates),
+            )
+            for training, _, stage in planned
+        ]
+        for stage in stages or [StageRecord(name, "") for name in _ordered(begun)]:
+            stage.lines = lines.get(stage.name, [])
+            self._checkpoints(stage)
+            if stage.name in report.get("updates", {}):  # checkpoints may be gone
+                stage.saved = stage.end = report["updates"][stage.name]["done"]
+                stage.lines = [line for line in stage.lines if line.update <= stage.end]
+            if not planned:
+                stages.append(stage)
+        return stages
+
+    def _lines(self) -> dict[str, list[Line]]:
+        """All intervals by stage."""
+        lines = {}
+        try:
+            for entry in JsonLines(self.folder / "metrics.jsonl").read():
+                line = self.attempt(lambda entry=entry: Line.of(entry), None, "a line: ")
+                if line is not None:
+                    lines.setdefault(str(entry["stage"]), []).append(line)
+        except OSError:  # it is gone, or a folder: the run itself will say so
+            pass
+        return lines
+
+    def _checkpoints(self, stage: StageRecord) -> None:
+        """Adds what a stage's checkpoints say.
+
+        Orbax keeps facts in a JSON file beside the weights, which are not opened.
+        """
+        place = f"checkpoints/{stage.name}"
+        updates = [n for n in self._names(place) if re.fullmatch("[0-9]{1,10}", n)]
+        stage.skipped = sum(line.skipped for line in stage.lines)
+        paces = [(0, 0.0)]
+        for update in sorted(map(int, updates))[-2:]:
+            path = self.folder / place / str(update)
+            stage.saved, stage.saved_at = update, modified(path)
+            try:
+                facts = facts_of(path)
+            except (ValueError, OSError) as error:  # not there yet, or damaged
+                self.damage.append(f"{place}/{update}: {error}")
+                continue
+            self.attempt(lambda facts=facts: stage.add(facts), None)
+            if stage.seconds is not None:
+                paces.append((update, stage.seconds))
+        (before, began), (after, ended) = ([(0, 0.0), *paces])[-2:]
+        if ended > began:
+            stage.rate = (after - before) / (ended - began)
+
+    def _entries(self) -> list[dict]:
+        """The rows that are measured; what cannot be read will be measured again."""
+        entries = []
+        for name in self._names("evaluation"):
+            if re.fullmatch(r"\w+_[0-9]+\.json", name):
+                try:
+                    path = self.folder / "evaluation" / name
+                    entries.append(_row(files.read_json(path)))
+                except (*DAMAGE, OSError) as error:
+                    self.damage.append(f"evaluation/{name} cannot be read: {error}")
+        return entries
+
+
+def modified(path: epath.Path) -> float | None:
+    """When a file was written, in seconds since the epoch; None where it is gone."""
+    try:
+        return path.stat().mtime
+    except OSError:
+        return None
+
+
+def _planned(
+    values: dict, begun: list[str]
+) -> tuple[list[tuple[str, Method, Stage]], list[Row]]:
+    """Stages and rows of a config.json, whatever its data and network are here."""
+    trainings = configs.trainings(values)
+    config = configs.default("digits", "mlp", **trainings)
+    for key in (*trainings, "eval"):  # keys that it has not yet are as by default
+        config[key].update(values[key])
+    stages = configs.stages(config, begun)
+    return stages, planned_rows(config.eval, [(method, s) for _, method, s in stages])
+
+
+def _ordered(names: list[str]) -> list[str]:
+    """Stages by name alone: the teacher, then those of many steps first."""
+
+    def steps(name):
+        digits = re.search("[0-9]{1,9}$", name)
+        return -int(digits[0]) if digits else 0
+
+    return sorted(names, key=lambda name: (name != "teacher", steps(name)))
 
 
 def _row(entry: dict) -> dict:
@@ -261,91 +352,6 @@ def _row(entry: dict) -> dict:
     if not 1 <= entry["num_steps"] <= configs.MAX_STEPS:
         raise ValueError(f"a row has {entry['num_steps']!r} steps")
     return entry | {"metrics": {k: float(v) for k, v in entry["metrics"].items()}}
-
-
-def _stages(folder: epath.Path, config: ConfigDict, report: dict) -> list[StageRecord]:
-    lines = _lines(folder)
-    kept = folder / "checkpoints"
-    begun = {*lines, *(p.name for p in (kept.iterdir() if kept.exists() else ()))}
-    updates = report.get("updates", {})
-    planned = configs.stages(config, begun | set(updates))
-    if updates:  # without the stages that were left out
-        planned = [each for each in planned if each[-1].name in updates]
-    trainings = {stage.name: name for name, _, stage in planned}
-    planned = [stage for *_, stage in planned]
-    facts = {stage.name: _facts(folder, stage) for stage in planned}
-    found = []
-    for stage in planned:
-        saved, kept = facts[stage.name] or (0, {})
-        mine = lines.get(stage.name, [])
-        end = _count(kept.get("end", stage.updates))
-        done = max([saved, *(line.update for line in mine)])
-        finished = saved >= end
-        if stage.name in report.get("updates", {}):  # its checkpoints may be gone
-            done = end = _count(report["updates"][stage.name]["done"])
-            finished = True
-        found.append(
-            StageRecord(
-                stage.name,
-                trainings[stage.name],
-                0 if trainings[stage.name] == "teacher" else stage.num_steps,
-                stage.updates,
-                int(config[trainings[stage.name]].batch),
-                done,
-                end,
-                finished,
-                float(kept["seconds"]) if "seconds" in kept else None,
-                _devices(kept.get("devices")),
-                _count(kept.get("skipped", 0)),
-                mine,
-            )
-        )
-    return found
-
-
-def _lines(folder: epath.Path) -> dict[str, list[Line]]:
-    """All intervals by stage."""
-    found = {}
-    try:
-        for entry in JsonLines(folder / "metrics.jsonl").read():
-            values = {
-                str(name): float(value)
-                for name, value in entry.items()
-                if isinstance(value, int | float) and name != "update"
-            }
-            _count(entry.get("skipped", 0))
-            line = Line(_count(entry["update"]), values)
-            found.setdefault(str(entry["stage"]), []).append(line)
-    except OSError:  # it is gone, or a folder: the run itself will say so
-        pass
-    return found
-
-
-def _devices(value: object) -> str:
-    """Devices as a run notes them, or the empty string."""
-    told = re.fullmatch(r"[1-9]\d{0,8} x .+", str(value))
-    return told[0] if told else ""
-
-
-def _count(value: object) -> int:
-    if not (isinstance(value, int) and 0 <= value <= configs.MAX):
-        raise ValueError(f"{value!r} is not a number of updates")
-    return value
-
-
-def _facts(folder: epath.Path, stage: Stage) -> tuple[int, dict] | None:
-    """(updates, facts) of a stage's newest whole checkpoint.
-
-    Orbax keeps facts in a JSON file beside the weights, which are not opened.
-    """
-    place = folder / "checkpoints" / stage.name
-    names = [path.name for path in place.iterdir()] if place.exists() else []
-    for update in sorted((int(n) for n in names if n.isdecimal()), reverse=True):
-        try:
-            return update, files.read_json(place / str(update) / "facts" / "metadata")
-        except (OSError, ValueError):  # not there yet, or damaged
-            continue
-    return None
 
 
 def _samples(path: epath.Path) -> np.ndarray | None:
