@@ -67,29 +67,29 @@ def student(run: Record, num_steps: int, metric: str) -> float | None:
 def differences(runs: Sequence[Record]) -> dict[str, list]:
     """Config keys whose values differ, and the value of each run; None: no such key."""
     flat = [dict(configs.flatten(run.config)) for run in runs]
-    found = {key: [f.get(key) for f in flat] for f in flat for key in f}
-    return {k: v for k, v in sorted(found.items()) if any(x != v[0] for x in v)}
+    values = {key: [f.get(key) for f in flat] for f in flat for key in f}
+    return {k: v for k, v in sorted(values.items()) if any(x != v[0] for x in v)}
 
 
 def warnings(runs: Sequence[Record], names: Sequence[str]) -> list[str]:
     """What keeps figures from being compared as they stand."""
-    found = []
+    texts = []
     for name, run in zip(names, runs):
         if not run.finished:
-            found.append(f"{name} is not finished: {page.now(run)}")
+            texts.append(f"{name} is not finished: {page.now(run)}")
     differ = differences(runs)
     data = [key for key in differ if key.startswith(("data.", "model.num_classes"))]
     if data:
-        found.append(f"the data differ ({', '.join(data)})")
+        texts.append(f"the data differ ({', '.join(data)})")
     rows = ("eval.teacher_steps", "eval.max_steps")  # which there are, and not how made
     protocol = [k for k in differ if k.startswith("eval.") and k not in rows]
     if protocol:
-        found.append(f"the figures were made in other ways ({', '.join(protocol)})")
+        texts.append(f"the figures were made in other ways ({', '.join(protocol)})")
     best = [run.reference for run in runs]
     same = all(a is not None and np.array_equal(a, best[0]) for a in best)
     if not same and "rmse_to_teacher" in metric_names(runs):
-        found.append("the teachers differ: an RMSE is to the run's own teacher")
-    return found
+        texts.append("the teachers differ: an RMSE is to the run's own teacher")
+    return texts
 
 
 def table(runs: Sequence[Record], names: Sequence[str]) -> str:
@@ -107,7 +107,7 @@ def table(runs: Sequence[Record], names: Sequence[str]) -> str:
 
 def _plots(runs: Sequence[Record]) -> list[dict]:
     """For each metric a plot of all runs' students, and their teachers dashed."""
-    found, steps = [], step_counts(runs)
+    plots, steps = [], step_counts(runs)
     for i, metric in enumerate(metric_names(runs)):
         curves = []
         for run, colour in zip(runs, figures.RUNS):
@@ -116,14 +116,14 @@ def _plots(runs: Sequence[Record]) -> list[dict]:
                 curves.append(curve._replace(colour=colour, dashed=dashed))
         says = f"{metrics.label(metric)} against sampling steps, of all runs"
         plot = figures.against_steps(metric, curves, steps, f"quality-{i}", says)
-        found.append({"metric": metric, "plot": plot})
-    return found
+        plots.append({"metric": metric, "plot": plot})
+    return plots
 
 
 def _positions(runs: Sequence[Record]) -> list[dict]:
     """What the slider goes through: the teachers' best, then each student's grids."""
     best = [page.picture(run, run.reference) for run in runs]
-    found = [{"says": BEST, "tick": "teacher", "pictures": best}]
+    positions = [{"says": BEST, "tick": "teacher", "pictures": best}]
     for n in step_counts(runs, students=True):
         rows = [{row["num_steps"]: row for row in run.students}.get(n) for run in runs]
         shown = [
@@ -131,8 +131,8 @@ def _positions(runs: Sequence[Record]) -> list[dict]:
             for run, row in zip(runs, rows)
         ]
         says = f"student, {n} step{'s' * (n > 1)}"
-        found.append({"says": says, "tick": str(n), "pictures": shown})
-    return [each for each in found if any(each["pictures"])]
+        positions.append({"says": says, "tick": str(n), "pictures": shown})
+    return [each for each in positions if any(each["pictures"])]
 
 
 def _parts(runs: Sequence[Record]) -> list[str]:

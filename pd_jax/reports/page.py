@@ -157,20 +157,20 @@ def _pairs(record: Record) -> dict | None:
         square = (x[:num].astype(np.float64) - best[:num]) ** 2
         error = np.sqrt(square.reshape(num, -1).mean(1))
         order = np.argsort(-error, kind="stable")
-        found = {"steps": steps, "num": num, "median": float(np.median(error))}
-        found["worst"] = float(error[order[0]])
+        pairs = {"steps": steps, "num": num, "median": float(np.median(error))}
+        pairs["worst"] = float(error[order[0]])
         if is_images(best):
-            found["pairs"] = [
+            pairs["pairs"] = [
                 (float(error[i]), figures.tiles(np.stack([best[i], x[i]]), 1))
                 for i in order[:WORST]
             ]
         else:
             some = order[:: -(-num // LINES)]  # from the worst to the best
             reach = 1.15 * float(np.abs(best).max()) or 1.0
-            found["plot"] = figures.displacements(
+            pairs["plot"] = figures.displacements(
                 best[some], x[some], reach, f"pairs-{steps}"
             )
-        worst.append(found)
+        worst.append(pairs)
     return {"num": PAIRS, "strips": strips, "worst": worst}
 
 
@@ -224,15 +224,15 @@ def summary(record: Record) -> dict | None:
 
 def warnings(record: Record) -> list[str]:
     """What a reader should know first: of the report, or of the stages so far."""
-    found = list(record.report.get("warnings", []))
+    texts = list(record.report.get("warnings", []))
     if not record.finished:
-        found += [
+        texts += [
             f"{stage.name}: {stage.skipped} updates skipped, with a loss or gradient "
             "that is not finite"
             for stage in record.stages
             if stage.skipped
         ]
-    return found + [
+    return texts + [
         f"{stage.name}: ended early, after {stage.end} of {stage.planned} updates, as "
         "its validation loss had stopped improving"
         for stage in record.stages

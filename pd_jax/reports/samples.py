@@ -167,10 +167,10 @@ class _Draw:
             progress.close()
 
 
-def _same(kept: dict, job: dict, out: pathlib.Path) -> None:
+def _same(before: dict, job: dict, out: pathlib.Path) -> None:
     """Refuses a target that holds other samples."""
-    off = [f"{key}: {kept.get(key)} -> {new}" for key, new in job.items()]
-    off = [line for line, key in zip(off, job) if kept.get(key) != job[key]]
+    off = [f"{key}: {before.get(key)} -> {new}" for key, new in job.items()]
+    off = [line for line, key in zip(off, job) if before.get(key) != job[key]]
     if off:
         raise Refused(
             f"--out={out} holds other samples ({'; '.join(off)}): give another target, "
@@ -185,15 +185,15 @@ def _foreign(out: pathlib.Path, error: Exception | str) -> Refused:
     )
 
 
-def _finished(out: pathlib.Path, job: dict, kept) -> bool:
+def _finished(out: pathlib.Path, job: dict, read) -> bool:
     """Whether a file is there already, with this job's samples."""
     if not out.exists():
         return False
     try:
-        found = json.loads(kept())
+        before = json.loads(read())
     except Exception as error:  # a file of anybody's
         raise _foreign(out, files.brief(error)) from error
-    _same(found, job, out)
+    _same(before, job, out)
     console.say(f"{out}: done already, nothing to do")
     return True
 
@@ -210,27 +210,27 @@ def _grid(draw: _Draw, num: int, out: pathlib.Path) -> None:
     images = np.concatenate([x for _, x in draw.batches(num)])
     side = math.isqrt(num - 1) + 1
     drawn = figures.image_grid(images / 127.5 - 1.0, side)
-    told = PngInfo()
-    told.add_text("pd_jax", json.dumps(job))
+    info = PngInfo()
+    info.add_text("pd_jax", json.dumps(job))
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(drawn)).save(buffer, "PNG", pnginfo=told)
+    Image.open(io.BytesIO(drawn)).save(buffer, "PNG", pnginfo=info)
     write_whole(epath.Path(out), buffer.getvalue())
     console.say(f"{out}: {num} samples")
 
 
 def _own(folder: pathlib.Path, job: dict, out: pathlib.Path) -> None:
     """Takes a folder for a job; Refused where it is another's."""
-    kept = folder / JOB
-    if kept.exists():
+    place = folder / JOB
+    if place.exists():
         try:
-            found = files.read_json(epath.Path(kept))
+            before = files.read_json(epath.Path(place))
         except Refused as error:
             raise _foreign(out, error) from error
-        _same(found, job, out)
+        _same(before, job, out)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise _foreign(out, f"no {JOB}")
     else:
-        write_whole(epath.Path(kept), json.dumps(job))
+        write_whole(epath.Path(place), json.dumps(job))
 
 
 def _folder(draw: _Draw, num: int, out: pathlib.Path) -> None:

@@ -26,17 +26,17 @@ def wanted(config: ConfigDict, workdir: epath.Path, name: str) -> list[object]:
     Raises:
       Refused: for a package that is missing, or a folder that it cannot write to.
     """
-    found = []
+    callbacks = []
     if config.run.tensorboard:
         if is_remote(workdir):
             raise Refused(
                 f"run.tensorboard=True: writes to local folders only, not {workdir}"
             )
-        found.append(TensorBoard(workdir / "tensorboard"))
+        callbacks.append(TensorBoard(workdir / "tensorboard"))
     if config.run.wandb:
         values = config.to_dict()
-        found.append(WeightsAndBiases(config.run.wandb, name, workdir, values))
-    return found
+        callbacks.append(WeightsAndBiases(config.run.wandb, name, workdir, values))
+    return callbacks
 
 
 def _numbers(entry: dict) -> dict[str, float]:

@@ -31,9 +31,9 @@ def take(
     Returns:
       Its report where it is complete, else None; and whether there is no run yet.
     """
-    kept = workdir / "config.json"
-    if kept.exists():
-        before = files.read_json(kept)
+    path = workdir / "config.json"
+    if path.exists():
+        before = files.read_json(path)
         with contextlib.suppress(Refused):  # with keys that were not there then
             before = configs.stored(before).to_dict()
         changed = configs.differences(before, config.to_dict())
@@ -60,10 +60,10 @@ def report_of(workdir: epath.Path) -> dict | None:
     """A complete run's report; None where there is none that can be read."""
     done = workdir / "report.json"
     try:
-        found = files.read_json(done) if done.exists() else {}
-        rows = found.get("rows")
+        report = files.read_json(done) if done.exists() else {}
+        rows = report.get("rows")
         if rows and all(map(check_entry, rows)):
-            return found
+            return report
     except (ValueError, AttributeError, TypeError):
         pass  # all that it holds is kept elsewhere: it is made again
     return None
