@@ -6,19 +6,16 @@ that a folder of any machine can be looked at while its run goes on.
 
 import dataclasses
 import functools
-import math
 import os
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from pd_jax import config as configs
 from pd_jax.evaluation.rows import Row, by_series, check_entry, planned_rows, row_of
-from pd_jax.runtime.errors import Refused
 from pd_jax.runs.stage_record import (
     Line,
     StageRecord,
@@ -26,6 +23,7 @@ from pd_jax.runs.stage_record import (
     facts_of,
     number,
 )
+from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
 from pd_jax.storage.writers import JsonLines
 from pd_jax.training.method import Method
@@ -176,9 +174,7 @@ class _Reader:
 
     def record(self, name: str | None, report: dict | None) -> Record:
         """All of it."""
-        config = self.attempt(
-            lambda: files.read_json(self.folder / "config.json"), {}
-        )
+        config = self.attempt(lambda: files.read_json(self.folder / "config.json"), {})
         if report is None:
             report = self.attempt(self._report, {})
         begun = self._names("checkpoints")
@@ -242,7 +238,7 @@ class _Reader:
         begun: list[str],
         report: dict,
     ) -> list[StageRecord]:
-        """All stages that are planned; those with checkpoints, where no plan is known."""
+        """All planned stages; those with checkpoints, where no plan is known."""
         lines = self._lines()
         stages = [
             StageRecord(
@@ -270,7 +266,9 @@ class _Reader:
         lines = {}
         try:
             for entry in JsonLines(self.folder / "metrics.jsonl").read():
-                line = self.attempt(lambda entry=entry: Line.of(entry), None, "a line: ")
+                line = self.attempt(
+                    lambda entry=entry: Line.of(entry), None, "a line: "
+                )
                 if line is not None:
                     lines.setdefault(str(entry["stage"]), []).append(line)
         except OSError:  # it is gone, or a folder: the run itself will say so
