@@ -140,7 +140,7 @@ def get(name: str) -> Convention:
     """The convention called `name` (the config's model.output).
 
     Raises:
-      ValueError: for an unknown name, listing the known ones.
+      Refused: for an unknown name, listing the known ones.
     """
     return CONVENTIONS[registry.check(name, CONVENTIONS, "output kind")]
 
@@ -157,7 +157,8 @@ def adapt(network: Network, output: str | Convention) -> Callable[..., Denoiser]
       make(params, label=None) -> denoise(z [B, ...], logsnr [B] or scalar).
 
     Raises:
-      ValueError: for an unknown name; when called, for an output of the wrong shape.
+      Refused: for an unknown name.
+      ValueError: when called, for an output of the wrong shape.
     """
     convention = get(output) if isinstance(output, str) else output
 

@@ -84,7 +84,8 @@ def predict(
     views are ill-conditioned there, which is the networks' nature and not hidden.
 
     Raises:
-      ValueError: for an unknown kind or an output of the wrong shape.
+      Refused: for an unknown kind.
+      ValueError: for an output of the wrong shape.
     """
     registry.check(kind, OUTPUTS, "output kind")
     output, z = jnp.asarray(output), jnp.asarray(z)
@@ -123,7 +124,7 @@ def weighted_mse(
         snr_plus_1     1 + alpha^2/sigma^2     v error
 
     Raises:
-      ValueError: for an unknown weighting.
+      Refused: for an unknown weighting.
 
     Source: Salimans & Ho 2022, section 4.
     """
@@ -183,7 +184,7 @@ def posterior(
       mean and standard deviation, both [B, ...] like z.
 
     Raises:
-      ValueError: for an unknown variance.
+      Refused: for an unknown variance.
 
     Source: Ho et al. 2020, equations 6-7; Salimans & Ho 2022, section 2.
     """

@@ -84,7 +84,9 @@ def _failed(file: str, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     at = f", line {lines[-1]}" if lines else ""
-    return f"{file}{at}: {type(error).__name__}: {error}"
+    # In Python's own words: Refused is a name of this package.
+    kind = "ValueError" if isinstance(error, Refused) else type(error).__name__
+    return f"{file}{at}: {kind}: {error}"
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ def parse(variant: str, *methods: str) -> tuple[str, bool]:
       The method, "" for progressive distillation, and whether to shrink the run.
 
     Raises:
-      ValueError: for an unknown variant, listing the known ones.
+      Refused: for an unknown variant, listing the known ones.
     """
     known = ["", SMOKE, *methods, *(f"{method}:{SMOKE}" for method in methods)]
     registry.check(variant, known, "variant")

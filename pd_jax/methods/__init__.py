@@ -35,7 +35,7 @@ def get(name: str) -> ModuleType:
     """The module of the method called `name`, with its class `Method`.
 
     Raises:
-      ValueError: for an unknown name, listing the known ones.
+      Refused: for an unknown name, listing the known ones.
     """
     return registry.member(sys.modules[__name__], name, "method")
 

@@ -22,7 +22,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, kind: str) -> jax.Array:
       [B, T, heads, head_dim], of q's type.
 
     Raises:
-      ValueError: for an unknown kind.
+      Refused: for an unknown kind.
     """
     registry.check(kind, KINDS, "model.attention")
     if kind == "auto":

@@ -18,7 +18,7 @@ def time_input(logsnr: jax.Array, kind: str) -> jax.Array:
     schedule; "linear" (logsnr + 10) / 20; "sigmoid" alpha^2.
 
     Raises:
-      ValueError: for an unknown kind.
+      Refused: for an unknown kind.
 
     Source: the released networks (field `logsnr_input_type`).
     """

@@ -44,7 +44,7 @@ def get(method: str) -> Sampler:
     """The sampler called `method`, such as "ddim" or "ancestral:small".
 
     Raises:
-      ValueError: for an unknown name or variance, listing the known ones.
+      Refused: for an unknown name or variance, listing the known ones.
     """
     name, _, variance = method.partition(":")
     kind = registry.member(sys.modules[__name__], name, "sampler").Sampler
@@ -59,7 +59,7 @@ def parse(method: str) -> tuple[str, str]:
     """Splits a sampler's name into method and variance ("" without one).
 
     Raises:
-      ValueError: for an unknown name or variance, listing the known ones.
+      Refused: for an unknown name or variance, listing the known ones.
     """
     variant = dataclasses.astuple(get(method))
     return method.partition(":")[0], variant[0] if variant else ""
@@ -131,7 +131,8 @@ def sample(
       x [B, ...], in [-1, 1] where clipped.
 
     Raises:
-      ValueError: for an unknown method, fewer than one step, or a missing key.
+      Refused: for an unknown method.
+      ValueError: for fewer than one step, or a missing key.
     """
     sampler = get(method)
     z = jnp.asarray(z)
