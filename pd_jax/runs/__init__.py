@@ -1,0 +1,1 @@
+"""Runs: the order of things, a run's folder and its lock, and its reader."""
