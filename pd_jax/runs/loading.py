@@ -66,15 +66,15 @@ def load(
     else:
         student = _from_bundle(path, model, schedule)
     try:
-        steps = student.steps(student.num_steps if num_steps is None else num_steps, force)
+        steps = student.steps(
+            student.num_steps if num_steps is None else num_steps, force
+        )
     except Refused as error:
         raise Refused(f"{path}: {error}") from error
     if steps == student.num_steps:
         return student
     counts = student.step_counts if steps in student.step_counts else ()
-    return dataclasses.replace(
-        student, num_steps=steps, step_counts=counts, metrics={}
-    )
+    return dataclasses.replace(student, num_steps=steps, step_counts=counts, metrics={})
 
 
 def _shapes(model: Model, shape: tuple[int, ...]) -> dict:
@@ -206,9 +206,7 @@ def read_config(workdir: epath.Path) -> ConfigDict:
         raise Refused(f"{path}: {error}") from error
 
 
-def _begun(
-    workdir: epath.Path, config: ConfigDict
-) -> list[tuple[str, Method, Stage]]:
+def _begun(workdir: epath.Path, config: ConfigDict) -> list[tuple[str, Method, Stage]]:
     """The stages that have checkpoints, in order, each with its training and method."""
     root = workdir / "checkpoints"
     begun = {
