@@ -170,7 +170,7 @@ def config_of(folder: epath.Path) -> dict:
     """A run's config.json; Refused where there is none."""
     path = folder / "config.json"
     if not path.exists():
-        raise Refused(f"{folder}: no folder of a run: no config.json there")
+        raise Refused(f"{folder}: no config.json there: no folder of a run")
     return files.read_json(path)
 
 
