@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         models,
         samplers,
         schedules,
+        scores,
     )
     from pd_jax.api import distil
     from pd_jax.config import recipes
@@ -39,6 +40,7 @@ _MODULES = {
         for name in (
             *("analytic", "arcs", "checkpoint", "config", "conventions", "data"),
             *("diffusion", "methods", "metrics", "models", "samplers", "schedules"),
+            "scores",
         )
     },
     "names": "pd_jax.runtime.registry",  # as config files call it
@@ -70,6 +72,7 @@ __all__ = [  # noqa: RUF022 (functions first)
     "recipes",
     "samplers",
     "schedules",
+    "scores",
 ]
 
 

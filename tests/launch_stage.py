@@ -62,8 +62,6 @@ class Stage:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A job in the background has SIGINT ignored, which no shell can undo.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.started.append(process)
         return process

@@ -184,6 +184,7 @@ def test_memory_to_the_byte(found):
     assert ladder.memory == parts | {part: ladder.memory[part] for part in computed}
     for cost in (teacher, ladder):
         assert cost.gradients == weights
+        assert cost.reduced == weights + 4  # and the loss
         assert weights <= cost.memory["gradients, casts"] <= 2 * weights
     numbers = 4 * (1 + 4)  # the step, the stage's numbers
     assert teacher.checkpoint == 4 * weights + 4 + numbers
@@ -264,7 +265,7 @@ def made(activations, batch=1024, updates=3_600_000):
     memory = {"weights": 10**9, "gradients, casts": 10**9, "activations": activations}
     stage = Stage("student_1", 0, 1, updates, 1e-3)
     flops = 985 * 10**11
-    sizes = 10**9, 3 * 10**9
+    sizes = 10**9, 10**9, 3 * 10**9
     cost = count.Cost("ladder", [stage], batch, 64, 1, flops, 1e14, memory, *sizes)
     return count.Costs(10**9 // 4, 10**9, 1e9, [cost], 0, 6 * 10**9, 0)
 

@@ -183,3 +183,64 @@ def test_its_status(run):
     assert re.search(r"^student +40/40 ", done.stdout, re.MULTILINE)
     num = 4 + len(COUNTS[method])
     assert f"{num} of {num} rows measured" in done.stdout
+
+
+CHAIN = """
+from pd_jax.config import default
+
+
+def get_config():
+    methods = {"ladder": "progressive", "jump": "consistency_distillation"}
+    config = default("ring2d", "mlp", **methods, one="diff_instruct")
+    config.model.update(width=32, num_blocks=1)
+    config.teacher.exact = True
+    config.ladder.update(start=8, updates=(20,))
+    config.jump.update(updates=20, taught_by="teacher", steps=(2, 1))
+    config.one.update(updates=20, init="ladder", taught_by="jump")
+    config.eval.update(clip=False, teacher_steps=(8, 1), num_samples=200)
+    config.eval.update(paired_samples=50, reference_steps=16)
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_methods_side_by_side_in_one_run(tmp_path):
+    (tmp_path / "chain.py").write_text(CHAIN)
+    command = [sys.executable, "-m", "pd_jax.main", f"--workdir={tmp_path / 'run'}"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [*command, f"--config={tmp_path / 'chain.py'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80 + len(str(tmp_path))
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["traces"] == {"ladder": 1, "jump": 1, "one": 1}
+    rows = [(r["stage"], r["num_steps"]) for r in report["rows"]]
+    assert rows == [
+        *[("teacher", 8), ("teacher", 1)],
+        *[("student_4", 4), ("student_2", 2), ("student_1", 1)],
+        *[("jump", 2), ("jump", 1), ("one", 1)],
+    ]
+    # The last training starts from the ladder's end: a different start is another run.
+    assert pd_jax.load(tmp_path / "run").facts["stage"] == "one"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Progressive distillation, then Consistency distillation, then Diff" in page
+
+
+def test_names_that_would_meet():
+    methods = {"ladder": "progressive", "student": "diff_instruct"}
+    config = configs.default("ring2d", "mlp", **methods)
+    config.teacher.exact = True
+    config.ladder.update(start=8, updates=(20,))
+    config.student.updates = 20
+    with pytest.raises(pd_jax.Refused, match="student cannot stand beside"):
+        configs.check(config, 1)
+    config = configs.default("ring2d", "mlp", jump_2="diff_instruct")
+    config.teacher.exact = True
+    config.jump_2.updates = 20
+    with pytest.raises(pd_jax.Refused, match="end in _ and a number"):
+        configs.check(config, 1)

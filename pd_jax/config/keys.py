@@ -352,9 +352,14 @@ def _check_chain(config: ConfigDict) -> None:
         registry.check(config[name].init, ("", "fresh", *before), f"{name}.init")
         registry.check(config[name].taught_by, ("", *before), f"{name}.taught_by")
         before.append(name)
-    names = [stage.name for _, stages in planned(config).values() for stage in stages]
-    if len(set(names)) < len(names):
-        raise Refused(f"chain={config.chain}: two trainings have a stage of one name")
+    # Stages, rows and their files are called after these.
+    names = [Parts(name).student for name in trainings(config)]
+    if len(set(names)) < len(names) or any(re.search("_[0-9]+$", n) for n in names):
+        raise Refused(
+            f"chain={config.chain}: no name may end in _ and a number, and those of "
+            'ladder are "student_N": student cannot stand beside it'
+        )
+    planned(config)
 
 
 def check(config: ConfigDict, num_devices: int) -> None:

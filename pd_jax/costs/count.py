@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from pd_jax import samplers
 from pd_jax.config.setup import Setup
-from pd_jax.costs.program import matmul_flops, num_bytes, peak_bytes
+from pd_jax.costs.program import matmul_flops, num_bytes, peak_bytes, reduced_bytes
 from pd_jax.evaluation.evaluation import GRID
 from pd_jax.evaluation.rows import rows
 from pd_jax.training.method import state_shapes
@@ -42,6 +42,8 @@ class Cost:
         "activations", which grow with `at_once`, and "gradients, casts", what else
         the update computes.
       gradients: bytes of the gradients of all weights.
+      reduced: bytes that an update sums over devices: gradients, as often as networks
+        are moved.
       checkpoint: bytes of one checkpoint.
     """
 
@@ -54,6 +56,7 @@ class Cost:
     xla_flops: float
     memory: dict[str, int]
     gradients: int
+    reduced: int
     checkpoint: int
 
     @property
@@ -190,6 +193,7 @@ def _cost(setup: Setup, training: Training, num_devices: int) -> Cost:
         xla_flops=_xla_flops(traced) * parts * num_devices,
         memory=memory,
         gradients=held.trained,
+        reduced=reduced_bytes(traced.jaxpr.jaxpr),
         checkpoint=held.saved,
     )
 

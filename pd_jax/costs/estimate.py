@@ -142,13 +142,13 @@ def _memory(costs: Costs, name: str, chip: Chip) -> list[str]:
 def _exchange(
     costs: Costs, chip: Chip, num_chips: int, utilisation: float
 ) -> list[str]:
-    """What the chips tell each other: the gradients' mean, once an update.
+    """What the chips tell each other: the mean of the gradients.
 
     A ring all-reduce sends 2 (n-1)/n times the gradients' bytes from each of n chips.
     """
     rows = [("all-reduce of gradients", "a chip sends", "time", "of computing")]
     for cost in costs.trainings:
-        sent = 2.0 * (num_chips - 1) / num_chips * cost.gradients
+        sent = 2.0 * (num_chips - 1) / num_chips * cost.reduced
         taken = sent / chip.link
         computing = cost.flops / (num_chips * chip.flops * utilisation)
         share = f"{taken / computing:.2%}"

@@ -9,7 +9,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -81,29 +81,47 @@ def _conv_flops(eqn: JaxprEqn) -> int:
     return 2 * batch * channels * rhs[dims.rhs_spec[1]] * pairs
 
 
-def matmul_flops(jaxpr: Jaxpr) -> int:
-    """FLOP of a program's matrix products and convolutions, two a multiply-add.
+def _dot_flops(eqn: JaxprEqn) -> int:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    shape = eqn.invars[0].aval.shape
+    return 2 * eqn.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
 
-    What a convolution multiplies by its padding is left out, as XLA does. Bodies of
-    scans count as often as they run, the dearest branch of a `cond` once, and bodies of
-    while loops, whose number of rounds is not known, once.
+
+def _total(jaxpr: Jaxpr, amounts: dict[str, Callable[[JaxprEqn], int]]) -> int:
+    """A program's sum of amounts, by the names of operations.
+
+    Bodies of scans count as often as they run, the dearest branch of a `cond` once, and
+    bodies of while loops, whose number of rounds is not known, once.
     """
     total = 0
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            shape = eqn.invars[0].aval.shape
-            depth = math.prod(shape[i] for i in contracted)
-            total += 2 * eqn.outvars[0].aval.size * depth
-        elif eqn.primitive.name == "conv_general_dilated":
-            total += _conv_flops(eqn)
-        else:
-            inner = [matmul_flops(part) for part in _inner(eqn.params)]
-            dearest = eqn.primitive.name == "cond"
-            each = max(inner, default=0) if dearest else sum(inner)
-            rounds = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-            total += each * rounds
+        name = eqn.primitive.name
+        if name in amounts:
+            total += amounts[name](eqn)
+            continue
+        inner = [_total(part, amounts) for part in _inner(eqn.params)]
+        each = max(inner, default=0) if name == "cond" else sum(inner)
+        total += each * (eqn.params["length"] if name == "scan" else 1)
     return total
+
+
+def matmul_flops(jaxpr: Jaxpr) -> int:
+    """FLOP of a program's matrix products and convolutions, two a multiply-add.
+
+    What a convolution multiplies by its padding is left out, as XLA does; loops and
+    branches count as often as they run, as far as that is known.
+    """
+    amounts = {"dot_general": _dot_flops, "conv_general_dilated": _conv_flops}
+    return _total(jaxpr, amounts)
+
+
+def reduced_bytes(jaxpr: Jaxpr) -> int:
+    """Bytes of what a program sums over devices."""
+
+    def size(eqn):
+        return sum(map(_size, eqn.outvars))
+
+    return _total(jaxpr, dict.fromkeys(("psum", "psum_invariant"), size))
 
 
 @dataclasses.dataclass(eq=False)

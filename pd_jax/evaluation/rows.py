@@ -28,10 +28,17 @@ class Row(NamedTuple):
     sampler: str
 
     @property
+    def series(self) -> str:
+        """What curve it is a point of: "teacher", or a training's students.
+
+        The latter's name is how the training's stages begin, such as "student".
+        """
+        return self.stage.removesuffix(f"_{self.num_steps}")
+
+    @property
     def name(self) -> str:
         """The row's name in file names."""
-        end = f"_{self.num_steps}"
-        return self.stage if self.stage.endswith(end) else self.stage + end
+        return f"{self.series}_{self.num_steps}"
 
 
 def student_rows(method: Method, stage: Stage, sampler: str) -> list[Row]:
@@ -73,10 +80,7 @@ def row_of(entry: dict) -> Row:
 
 
 def series_of(entry: dict) -> str:
-    """What curve an entry is a point of: "teacher", or a training's students.
-
-    The latter's name is how the training's stages begin, such as "student".
-    """
+    """An entry's `Row.series`."""
     return entry["stage"].removesuffix(f"_{entry['num_steps']}")
 
 

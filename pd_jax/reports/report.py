@@ -19,15 +19,14 @@ def metric_names(rows: list[dict]) -> list[str]:
 
 
 def table(rows: list[dict], everything: bool = True) -> str:
-    """The rows as Markdown: steps down, metrics across, "teacher / student" in a
-    cell.
+    """The rows as Markdown: steps down, metrics across, "teacher / student" in cells.
 
-    Not `everything`: the three main metrics, within the 80 columns of a terminal.
+    Not `everything`: at most three main metrics, as fit a terminal's 80 columns.
     """
-    names = metric_names(rows)
+    names, series = metric_names(rows), by_series(rows)
     if not everything:
-        names = [name for name in metrics.main() if name in names][:3]
-    series = by_series(rows)
+        room = max(1, 70 // (10 * len(series) + 1))
+        names = [name for name in metrics.main() if name in names][: min(room, 3)]
     values = {
         (entry["num_steps"], metric, name): f"{value:#.3g}"
         for name, entries in series.items()
@@ -67,7 +66,7 @@ def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str,
     panels = [("exact map" if exact else "teacher at its best", best)]
     for row in rows:
         if row.model == "student" or row.num_steps in (1, 4):
-            title = f"{row.model}, {row.num_steps} step{'s' * (row.num_steps > 1)}"
+            title = f"{row.series}, {row.num_steps} step{'s' * (row.num_steps > 1)}"
             panels.append((title, evaluation.saved_samples(row.name)))
     return {"landing.png": figures.landings(panels, best)}
 
