@@ -139,14 +139,14 @@ SET_ASIDE = {
 
 def test_the_status_of_a_stopped_run(stopped):
     found = status.read(stopped / "student")
-    assert not found.complete
+    assert not found.record.finished
     assert found.in_use is False
-    assert [(s.name, s.saved, s.end) for s in found.stages] == [
+    assert [(s.name, s.saved, s.end) for s in found.record.stages] == [
         (TEACHER, 20, 20),
         (STUDENT, 7, 12),
         ("student_1", 0, 12),
     ]
-    assert found.stages[1].line["update"] == 7
+    assert found.record.stages[1].lines[-1].update == 7
     assert found.left["ladder"] > 0.0
     assert found.left["evaluation"] is None
     assert not found.warnings
@@ -244,7 +244,7 @@ REFUSED = {
         teacher(remove, "facts/metadata"),
         r"teacher.20 is damaged .* copy",
     ),
-    "a newer format": (newer, r"student_2.7: checkpoint format 2.*reads 1"),
+    "a newer format": (newer, r"student_2.7: checkpoint format 3.*reads 1"),
     "config.json cut short": (
         lambda workdir: cut(workdir / "config.json"),
         "config.json is damaged",

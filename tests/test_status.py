@@ -44,14 +44,18 @@ def told(workdir, capsys):
 def test_a_run_at_work_and_a_stopped_one(workdir, capsys):
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
     found = status.read(workdir)
-    assert [s.name for s in found.stages] == ["teacher", "student_2", "student_1"]
-    assert [s.planned for s in found.stages] == [20, 12, 12]
-    assert [s.saved for s in found.stages] == [10, 0, 0]
-    assert found.stages[0].rate == 5.0
+    assert [s.name for s in found.record.stages] == [
+        "teacher",
+        "student_2",
+        "student_1",
+    ]
+    assert [s.planned for s in found.record.stages] == [20, 12, 12]
+    assert [s.saved for s in found.record.stages] == [10, 0, 0]
+    assert found.record.stages[0].rate == 5.0
     assert found.in_use is False
     # From the last checkpoint on: 10 updates, 5 a second.
     assert found.left == {"teacher": 2.0, "ladder": None, "evaluation": None}
-    assert len(found.missing) == 4
+    assert len(found.record.missing) == 4
     assert "10/20" in told(workdir, capsys)
     with open(workdir / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -81,7 +85,7 @@ def test_time_left_of_ladder_and_evaluation(workdir):
     found = status.read(workdir)
     # 12 updates at 2 a second; 2 + 1 sampling steps at a second each.
     assert found.left == {"ladder": 6.0, "evaluation": 3.0}
-    assert [r["num_steps"] for r in found.rows] == [4, 1]
+    assert [r["num_steps"] for r in found.record.rows] == [4, 1]
 
 
 def test_what_there_is_to_be_warned_of(workdir, capsys):
@@ -138,8 +142,8 @@ BROKEN = {
 def test_broken_folders(workdir, capsys, case):
     BROKEN[case](workdir)
     found = status.read(workdir)
-    assert found.stages[0].name == "teacher"
-    assert found.stages[0].saved == 10
+    assert found.record.stages[0].name == "teacher"
+    assert found.record.stages[0].saved == 10
     assert "teacher" in told(workdir, capsys)
 
 

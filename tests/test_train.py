@@ -65,17 +65,19 @@ def whole(tmp_path_factory):
 def test_its_status(whole, capsys):
     workdir, report = whole
     found = status.read(workdir)
-    assert found.complete
+    assert found.record.finished
     assert not found.left
-    assert [(s.name, s.saved, s.end) for s in found.stages] == [
+    assert [(s.name, s.saved, s.end) for s in found.record.stages] == [
         ("teacher", 20, 20),
         ("student_2", 12, 12),
         ("student_1", 12, 12),
     ]
-    assert all(s.rate > 0.0 and s.saved_bytes > 1000 for s in found.stages)
-    assert all(np.isfinite(s.line["loss"]) for s in found.stages)
+    assert all(s.rate > 0.0 and s.saved_bytes > 1000 for s in found.record.stages)
+    assert all(np.isfinite(s.lines[-1].loss) for s in found.record.stages)
     figures = {(r["model"], r["num_steps"]): r["metrics"] for r in report["rows"]}
-    assert {(r["model"], r["num_steps"]): r["metrics"] for r in found.rows} == figures
+    assert {
+        (r["model"], r["num_steps"]): r["metrics"] for r in found.record.rows
+    } == figures
     status.tell(found)
     printed = capsys.readouterr().out
     assert "run: complete" in printed

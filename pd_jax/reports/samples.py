@@ -53,10 +53,10 @@ def export(workdir: str, num_steps: int | None = None) -> list[epath.Path]:
     if num_steps is not None:
         students = [loading.load(folder, num_steps)]
     else:
-        config = loading.read_config(folder)
+        record, config = loading.look(folder)
         students = (
-            loading.of_stage(folder, config, training, stage)
-            for training, _, stage in loading.finished(folder, config)
+            loading.of_stage(folder, config, stage.training, stage.stage)
+            for stage in loading.students(record)
         )
     name, made = folder.resolve().name, []
     for student in students:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -17,14 +16,17 @@ from pd_jax import __version__, models, schedules
 from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config import setup
-from pd_jax.evaluation.rows import Row, check_entry, student_rows
+from pd_jax.evaluation.rows import Row, row_of, student_rows
 from pd_jax.models import Model
+from pd_jax.runs import record as records
+from pd_jax.runs.record import Record
+from pd_jax.runs.stage_record import StageRecord
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
 from pd_jax.students import bundle
 from pd_jax.students.student import Student
-from pd_jax.training.method import Method, state_shapes
+from pd_jax.training.method import state_shapes
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL
 
@@ -66,8 +68,9 @@ def load(
     else:
         student = _from_bundle(path, model, schedule)
     try:
-        asked = student.num_steps if num_steps is None else num_steps
-        steps = student.steps(asked, force)
+        steps = student.steps(
+            student.num_steps if num_steps is None else num_steps, force
+        )
     except Refused as error:
         raise Refused(f"{path}: {error}") from error
     if steps == student.num_steps:
@@ -172,16 +175,13 @@ def _check(shapes: dict, model: Model, shape: tuple[int, ...]) -> None:
 
 
 def _from_workdir(workdir: epath.Path, num_steps: int | None, force: bool) -> Student:
-    config = read_config(workdir)
+    record, config = look(workdir)
     if num_steps == 0:
-        return _teacher(workdir, config)
-    stages = {
-        n: (training, stage)
-        for training, method, stage in finished(workdir, config)
-        for n in method.step_counts(stage)
-    }
+        return _teacher(workdir, config, record)
+    stages = {n: stage for stage in students(record) for n in stage.step_counts}
     if not stages:
-        raise Refused(f"{workdir}: no student is finished yet")
+        none = f"{workdir}: no student is finished yet"
+        raise Refused("; ".join([none, *record.warnings]))
     if num_steps is None:
         num_steps = list(stages)[-1]
     if num_steps not in stages and not force:
@@ -190,51 +190,35 @@ def _from_workdir(workdir: epath.Path, num_steps: int | None, force: bool) -> St
             f"of {', '.join(map(str, stages))}; in Python, force=True takes the nearest"
         )
     nearest = min(stages, key=lambda n: abs(np.log(n / num_steps)))
-    return of_stage(workdir, config, *stages[nearest], num_steps=nearest)
+    stage = stages[nearest]
+    return of_stage(workdir, config, stage.training, stage.stage, num_steps=nearest)
 
 
-def read_config(workdir: epath.Path) -> ConfigDict:
-    """The config of a run's folder; Refused where it is none."""
-    path = workdir / "config.json"
-    if not path.exists():
-        raise Refused(f"{workdir}: no folder of a run, which has a config.json")
-    values = files.read_json(path)
+def look(workdir: epath.Path) -> tuple[Record, ConfigDict]:
+    """What a run's folder says, and its config; Refused where it has none."""
+    values = records.config_of(workdir)
     try:
-        return configs.stored(values)
+        return records.look(workdir), configs.stored(values)
     except Refused as error:
-        raise Refused(f"{path}: {error}") from error
+        raise Refused(f"{workdir / 'config.json'}: {error}") from error
 
 
-def _begun(workdir: epath.Path, config: ConfigDict) -> list[tuple[str, Method, Stage]]:
-    """The stages that have checkpoints, in order, each with its training and method."""
-    root = workdir / "checkpoints"
-    begun = {
-        folder.name
-        for folder in (root.iterdir() if root.exists() else ())
-        if any(saved.name.isdigit() for saved in folder.iterdir())
-    }
-    return [each for each in configs.stages(config, begun) if each[-1].name in begun]
+def students(record: Record) -> list[StageRecord]:
+    """The finished stages of students, in order."""
+    return [
+        s for s in record.stages if s.finished and s.training not in ("", "teacher")
+    ]
 
 
-def finished(
-    workdir: epath.Path, config: ConfigDict
-) -> Iterator[tuple[str, Method, Stage]]:
-    """The finished stages of students, in order, each with its training and method."""
-    for name, method, stage in _begun(workdir, config):
-        with StageCheckpoints(workdir, stage, writes=False) as checkpoints:
-            if checkpoints.finished and name != "teacher":
-                yield name, method, stage
-
-
-def _teacher(workdir: epath.Path, config: ConfigDict) -> Student:
-    name, _, stage = configs.stages(config)[0]
-    if name != "teacher":
+def _teacher(workdir: epath.Path, config: ConfigDict, record: Record) -> Student:
+    stage = next((s for s in record.stages if s.training == "teacher"), None)
+    if stage is None:
         raise Refused(
             f"{workdir}: its teacher was not trained there, so none is kept: "
             f"teacher.exact={config.teacher.exact}, "
             f"teacher.released={config.teacher.released!r}"
         )
-    return of_stage(workdir, config, name, stage)
+    return of_stage(workdir, config, stage.training, stage.stage)
 
 
 def of_stage(
@@ -276,24 +260,26 @@ def of_stage(
         here = SingleDeviceSharding(jax.local_devices()[0])
         like = _on(here, state_shapes(method, stage, weights))
         params = jax.device_get(checkpoints.handed_over(like, method)[MODEL])
-    students = student_rows(method, stage, config.eval.sampler)
-    made_for = [row for row in students if num_steps in (None, row.num_steps)]
+    rows = student_rows(method, stage, config.eval.sampler)
+    made_for = [row for row in rows if num_steps in (None, row.num_steps)]
     teacher = Row("teacher", 0, stage.name, config.eval.sampler)
     row = made_for[-1] if made_for else teacher
-    counts = method.step_counts(stage)
+    counts, record = method.step_counts(stage), records.look(workdir)
+    measured = [entry for entry in record.rows if row_of(entry).name == row.name]
+    now = {"pd_jax": __version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
     return Student(
         **described,
         params=params,
         num_steps=row.num_steps,
         step_counts=counts if len(counts) > 1 else (),
         sampler=row.sampler,
-        metrics=_metrics(workdir, row) if made_for else {},
+        metrics=measured[0]["metrics"] if made_for and measured else {},
         facts={
             "stage": stage.name,
             "data": facts["data"],
-            "chain": _chain(workdir, config, stage),
+            "chain": _chain(record, config, stage.name),
             "config": config.to_dict(),
-            "versions": _versions(workdir),
+            "versions": {"run": record.report.get("versions"), "export": now},
         },
     )
 
@@ -315,41 +301,17 @@ def _described(facts: dict, config: ConfigDict, model: Model | None) -> dict:
     }
 
 
-def _chain(workdir: epath.Path, config: ConfigDict, stage: Stage | None) -> list[dict]:
+def _chain(record: Record, config: ConfigDict, name: str) -> list[dict]:
     """A stage and those that it was taught by, each with its updates; first ones last.
 
     The last one of a ladder whose teacher is not kept there names that.
     """
-    stages = {stage.name: stage for *_, stage in _begun(workdir, config)}
-    chain = []
-    while stage is not None:
-        with StageCheckpoints(workdir, stage, writes=False) as checkpoints:
-            taught_by = checkpoints.facts().get("teacher")
-            chain.append({"stage": stage.name, "updates": checkpoints.updates})
-        stage = stages.pop(taught_by, None)
+    stages = {stage.name: stage for stage in record.stages if stage.saved}
+    chain, taught_by = [], name
+    while taught_by in stages:
+        stage = stages.pop(taught_by)
+        chain.append({"stage": stage.name, "updates": stage.saved})
+        taught_by = stage.taught_by
     if chain[-1]["stage"] != "teacher":
         chain.append({"released": taught_by, "exact": config.teacher.exact})
     return chain
-
-
-def _versions(workdir: epath.Path) -> dict:
-    """Versions that a run was finished with, and those at work now."""
-    now = {
-        "pd_jax": __version__,
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-    }
-    try:
-        then = files.read_json(workdir / "report.json").get("versions")
-    except (OSError, ValueError):
-        then = None
-    return {"run": then, "export": now}
-
-
-def _metrics(workdir: epath.Path, row: Row) -> dict:
-    """What was measured of a row; empty where nothing was."""
-    try:
-        path = workdir / "evaluation" / f"{row.name}.json"
-        return check_entry(files.read_json(path))["metrics"]
-    except (OSError, ValueError):
-        return {}

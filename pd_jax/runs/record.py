@@ -4,11 +4,12 @@ This is its only reader. Only files are read, no checkpoint's weights and no dev
 that a folder of any machine can be looked at while its run goes on.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,12 @@ from etils import epath
 
 from pd_jax import config as configs
 from pd_jax.evaluation.rows import Row, by_series, check_entry, planned_rows, row_of
-from pd_jax.runs.stage_record import (
-    Line,
-    StageRecord,
-    count,
-    facts_of,
-    number,
-)
+from pd_jax.runs.stage_record import Line, StageRecord, count, modified, number, size
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
 from pd_jax.storage.writers import JsonLines
-from pd_jax.training.method import Method
-from pd_jax.training.stage import Stage
+
+PARTS = ("checkpoints", "evaluation", "samples", "damaged")  # of a run's folder
 
 # What files that are not as a run wrote them lead to.
 DAMAGE = (
@@ -50,7 +45,7 @@ class Record:
       missing: rows that are not.
       report: its report.json, or {} before the run is finished.
       seconds: of "evaluation" at least.
-      damage: what could not be read, and why.
+      warnings: what could not be read, and why.
     """
 
     folder: epath.Path
@@ -61,7 +56,7 @@ class Record:
     missing: list[Row]
     report: dict
     seconds: dict[str, float]
-    damage: list[str]
+    warnings: list[str]
 
     @property
     def finished(self) -> bool:
@@ -104,6 +99,24 @@ class Record:
         row = self.row(series, num_steps)
         return row and row["metrics"].get(metric)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes on disk, by part."""
+        sizes = dict.fromkeys((*PARTS, "other"), 0)
+        for name in names(self.folder):
+            sizes[name if name in PARTS else "other"] += size(self.folder / name)
+        return sizes
+
+    @property
+    def set_aside(self) -> list[str]:
+        """Names of the checkpoints that were damaged."""
+        return names(self.folder / "damaged")
+
+    @property
+    def lines_at(self) -> float | None:
+        """When metrics.jsonl was last written to, in seconds since the epoch."""
+        return modified(self.folder / "metrics.jsonl")
+
     @functools.cached_property
     def reference(self) -> np.ndarray | None:
         """The teacher's best samples [N, ...], which those of all rows are held to."""
@@ -136,210 +149,176 @@ def read(
       report: the report, where it is not on disk yet.
 
     Raises:
-      Refused: for a folder without config.json, or with files that are not a run's.
-      OSError: for files that cannot be read.
+      Refused: where config.json, report.json or metrics.jsonl are not a run's.
     """
     folder = epath.Path(folder)
-    if not (folder / "config.json").exists():
-        raise Refused(f"{folder}: no config.json there, so it is no run's folder")
-    try:
-        return _Reader(folder, strict=True).record(name, report)
-    except DAMAGE as error:
-        cause = files.brief(error)
-        raise Refused(f"{folder}: not the files of a run ({cause})") from error
+    config_of(folder)
+    record, wrong = _read(folder, name, report)
+    if wrong:
+        raise Refused(f"{folder}: not the files of a run ({wrong[0]})")
+    return record
 
 
 def look(folder: str | os.PathLike) -> Record:
-    """Reads what can be read of a folder; the rest is told in `Record.damage`."""
-    return _Reader(epath.Path(folder), strict=False).record(None, None)
+    """Reads what can be read of a folder, whatever it is."""
+    record, wrong = _read(epath.Path(folder))
+    record.warnings[:0] = wrong
+    return record
 
 
-class _Reader:
-    """Reads one folder; `strict`: files that are not a run's end it."""
-
-    def __init__(self, folder: epath.Path, strict: bool):
-        self.folder, self.strict = folder, strict
-        self.damage: list[str] = []
-
-    def attempt(self, read: Callable[[], Any], otherwise: Any, about: str = "") -> Any:
-        """What `read` returns, or something else where that is damaged."""
-        try:
-            return read()
-        except (*DAMAGE, OSError) as error:
-            if self.strict:
-                raise
-            if not isinstance(error, FileNotFoundError):
-                self.damage.append(about + files.brief(error))
-            return otherwise
-
-    def record(self, name: str | None, report: dict | None) -> Record:
-        """All of it."""
-        config = self.attempt(lambda: files.read_json(self.folder / "config.json"), {})
-        if report is None:
-            report = self.attempt(self._report, {})
-        begun = self._names("checkpoints")
-        planned, missing = self.attempt(
-            lambda: _planned(config, [*begun, *report.get("updates", {})]),
-            ([], []),
-            "config.json: ",
-        )
-        if "updates" in report:  # without the stages that were left out
-            planned = [each for each in planned if each[-1].name in report["updates"]]
-        stages = self._stages(config, planned, begun, report)
-        entries = self._entries()
-        rows = self.attempt(
-            lambda: [_row(row) for row in report.get("rows", entries)], entries
-        )
-        rows.sort(key=lambda row: (row["model"] != "teacher", -row["num_steps"]))
-        measured = {row_of(row).name for row in rows}
-        missing = [row for row in missing if row.name not in measured and not report]
-        seconds = {"evaluation": sum(number(row.get("seconds")) or 0.0 for row in rows)}
-        seconds |= {str(k): float(v) for k, v in report.get("seconds", {}).items()}
-        name = str(name or report.get("config") or self.folder.name)
-        return Record(
-            folder=self.folder,
-            name=name,
-            config=config,
-            stages=stages,
-            rows=rows,
-            missing=missing,
-            report=report,
-            seconds=seconds,
-            damage=self.damage,
-        )
-
-    def _names(self, folder: str) -> list[str]:
-        """What is in a folder, which may be gone."""
-        try:
-            return sorted(path.name for path in (self.folder / folder).iterdir())
-        except OSError:
-            return []
-
-    def _report(self) -> dict:
-        """A complete run's report; {} where there is none."""
-        path = self.folder / "report.json"
-        if not path.exists():
-            return {}
-        report = {"warnings": [], "protocol": {}, "versions": {}}
-        report |= files.read_json(path)
-        texts = [*report["warnings"], *report["protocol"].values()]
-        if not all(isinstance(t, str) for t in [*texts, *report["versions"].values()]):
-            raise ValueError("warnings, protocol and versions are not all texts")
-        for updates in report["updates"].values():
-            count(updates["done"])
-        for row in report["rows"]:
-            _row(row)
-        return report
-
-    def _stages(
-        self,
-        config: dict,
-        planned: list[tuple[str, Method, Stage]],
-        begun: list[str],
-        report: dict,
-    ) -> list[StageRecord]:
-        """All planned stages; those with checkpoints, where no plan is known."""
-        lines = self._lines()
-        stages = [
-            StageRecord(
-                stage.name,
-                training,
-                0 if training == "teacher" else stage.num_steps,
-                int(stage.updates),
-                int(config[training]["batch"]),
-                int(stage.updates),
-            )
-            for training, _, stage in planned
-        ]
-        for stage in stages or [StageRecord(name, "") for name in _ordered(begun)]:
-            stage.lines = lines.get(stage.name, [])
-            self._checkpoints(stage)
-            if stage.name in report.get("updates", {}):  # checkpoints may be gone
-                stage.saved = stage.end = report["updates"][stage.name]["done"]
-                stage.lines = [line for line in stage.lines if line.update <= stage.end]
-            if not planned:
-                stages.append(stage)
-        return stages
-
-    def _lines(self) -> dict[str, list[Line]]:
-        """All intervals by stage."""
-        lines = {}
-        try:
-            for entry in JsonLines(self.folder / "metrics.jsonl").read():
-                line = self.attempt(
-                    lambda entry=entry: Line.of(entry), None, "a line: "
-                )
-                if line is not None:
-                    lines.setdefault(str(entry["stage"]), []).append(line)
-        except OSError:  # it is gone, or a folder: the run itself will say so
-            pass
-        return lines
-
-    def _checkpoints(self, stage: StageRecord) -> None:
-        """Adds what a stage's checkpoints say.
-
-        Orbax keeps facts in a JSON file beside the weights, which are not opened.
-        """
-        place = f"checkpoints/{stage.name}"
-        updates = [n for n in self._names(place) if re.fullmatch("[0-9]{1,10}", n)]
-        stage.skipped = sum(line.skipped for line in stage.lines)
-        paces = [(0, 0.0)]
-        for update in sorted(map(int, updates))[-2:]:
-            path = self.folder / place / str(update)
-            stage.saved, stage.saved_at = update, modified(path)
-            try:
-                facts = facts_of(path)
-            except (ValueError, OSError) as error:  # not there yet, or damaged
-                self.damage.append(f"{place}/{update}: {error}")
-                continue
-            self.attempt(lambda facts=facts: stage.add(facts), None)
-            if stage.seconds is not None:
-                paces.append((update, stage.seconds))
-        (before, began), (after, ended) = ([(0, 0.0), *paces])[-2:]
-        if ended > began:
-            stage.rate = (after - before) / (ended - began)
-
-    def _entries(self) -> list[dict]:
-        """The rows that are measured; what cannot be read will be measured again."""
-        entries = []
-        for name in self._names("evaluation"):
-            if re.fullmatch(r"\w+_[0-9]+\.json", name):
-                try:
-                    path = self.folder / "evaluation" / name
-                    entries.append(_row(files.read_json(path)))
-                except (*DAMAGE, OSError) as error:
-                    self.damage.append(f"evaluation/{name} cannot be read: {error}")
-        return entries
+def config_of(folder: epath.Path) -> dict:
+    """A run's config.json; Refused where there is none."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise Refused(f"{folder}: no config.json there: no folder of a run")
+    return files.read_json(path)
 
 
-def modified(path: epath.Path) -> float | None:
-    """When a file was written, in seconds since the epoch; None where it is gone."""
+def report_of(folder: epath.Path) -> dict:
+    """A complete run's report; {} where there is none that can be read."""
+    return _attempt(lambda: _report(folder), {}, [])
+
+
+def names(folder: epath.Path) -> list[str]:
+    """What is in a folder, which may be gone."""
     try:
-        return path.stat().mtime
+        return sorted(path.name for path in folder.iterdir())
     except OSError:
-        return None
+        return []
+
+
+def _attempt(
+    read: Callable[[], Any], otherwise: Any, errors: list[str], about: str = ""
+) -> Any:
+    """What `read` returns; where it fails something else, with the error added."""
+    try:
+        return read()
+    except (*DAMAGE, OSError) as error:
+        errors.append(about + files.brief(error))
+        return otherwise
+
+
+def _read(
+    folder: epath.Path, name: str | None = None, report: dict | None = None
+) -> tuple[Record, list[str]]:
+    """All of a folder; and what is wrong with the files that make it a run's."""
+    wrong, warnings = [], []
+    report = _attempt(lambda: _report(folder, report), {}, wrong)
+    config = _attempt(lambda: config_of(folder), None, wrong)
+    updates, begun = report.get("updates", {}), names(folder / "checkpoints")
+    planned, missing = [], []
+    if config is not None:
+        plan = functools.partial(_planned, config, {*begun, *updates})
+        planned, missing = _attempt(plan, ([], []), wrong, "config.json: ")
+    lines = _lines(folder / "metrics.jsonl", wrong)
+    stages = planned or [StageRecord(name) for name in begun]
+    for stage in stages:
+        stage.lines = lines.get(stage.name, [])
+        _add_checkpoints(stage, folder / "checkpoints" / stage.name, warnings)
+        if stage.name in updates:  # its checkpoints may be gone
+            stage.done = stage.end = updates[stage.name]["done"]
+    if not planned:  # as they were made
+        stages = sorted((s for s in stages if s.saved), key=lambda s: s.saved_at or 0.0)
+    elif updates:  # without those that were left out
+        stages = [stage for stage in stages if stage.name in updates]
+    rows = report.get("rows") or _rows(folder / "evaluation", warnings)
+    rows.sort(key=lambda row: (row["model"] != "teacher", -row["num_steps"]))
+    measured = {row_of(row).name for row in rows}
+    seconds = {"evaluation": sum(number(row.get("seconds")) or 0.0 for row in rows)}
+    record = Record(
+        folder=folder,
+        name=str(name or report.get("config") or folder.name),
+        config=config or {},
+        stages=stages,
+        rows=rows,
+        missing=[r for r in missing if r.name not in measured and not report],
+        report=report,
+        seconds=seconds | report.get("seconds", {}),
+        warnings=warnings,
+    )
+    return record, wrong
+
+
+def _report(folder: epath.Path, report: dict | None = None) -> dict:
+    """A report, of `folder` by default, whose numbers are in range; {} for none."""
+    path = folder / "report.json"
+    if report is None and not path.exists():
+        return {}
+    report = report or files.read_json(path)
+    report = {"warnings": [], "protocol": {}, "versions": {}, "updates": {}} | report
+    texts = [*report["warnings"], *report["protocol"].values()]
+    if not all(isinstance(t, str) for t in [*texts, *report["versions"].values()]):
+        raise ValueError("warnings, protocol and versions are not all texts")
+    if not report["rows"]:
+        raise ValueError("a report without rows")
+    for updates in report["updates"].values():
+        count(updates["done"])
+    seconds = {str(key): float(value) for key, value in report["seconds"].items()}
+    return report | {"rows": list(map(_row, report["rows"])), "seconds": seconds}
 
 
 def _planned(
-    values: dict, begun: list[str]
-) -> tuple[list[tuple[str, Method, Stage]], list[Row]]:
+    values: dict, begun: Collection[str]
+) -> tuple[list[StageRecord], list[Row]]:
     """Stages and rows of a config.json, whatever its data and network are here."""
     trainings = configs.trainings(values)
     config = configs.default("digits", "mlp", **trainings)
     for key in (*trainings, "eval"):  # keys that it has not yet are as by default
         config[key].update(values[key])
     stages = configs.stages(config, begun)
-    return stages, planned_rows(config.eval, [(method, s) for _, method, s in stages])
+    records = [
+        StageRecord(stage.name, name, stage, method.step_counts(stage))
+        for name, method, stage in stages
+    ]
+    for record in records:
+        record.batch = int(config[record.training].batch)
+    return records, planned_rows(config.eval, [(method, s) for _, method, s in stages])
 
 
-def _ordered(names: list[str]) -> list[str]:
-    """Stages by name alone: the teacher, then those of many steps first."""
+def _lines(path: epath.Path, wrong: list[str]) -> dict[str, list[Line]]:
+    """All intervals by stage."""
+    lines, errors = {}, []
+    with contextlib.suppress(OSError):  # it is gone, or a folder: the run will say so
+        for entry in JsonLines(path).read():
+            line = _attempt(functools.partial(Line.of, entry), None, errors)
+            if line:
+                lines.setdefault(str(entry["stage"]), []).append(line)
+    if errors:
+        wrong.append(f"metrics.jsonl: {len(errors)} lines cannot be read: {errors[0]}")
+    return lines
 
-    def steps(name):
-        digits = re.search("[0-9]{1,9}$", name)
-        return -int(digits[0]) if digits else 0
 
-    return sorted(names, key=lambda name: (name != "teacher", steps(name)))
+def _add_checkpoints(stage: StageRecord, place: epath.Path, errors: list[str]) -> None:
+    """Adds what a stage's checkpoints say.
+
+    Orbax keeps facts in a JSON file beside the weights, which are not opened.
+    """
+    updates = [int(n) for n in names(place) if re.fullmatch("[0-9]{1,10}", n)]
+    before = 0
+    for update in sorted(updates)[-2:]:
+        stage.saved, stage.newest = update, place / str(update)
+        try:
+            stage.add(files.read_json(stage.newest / "facts" / "metadata"), before)
+            before = update
+        except (*DAMAGE, OSError) as error:
+            errors.append(f"checkpoints/{stage.name}/{update}: {files.brief(error)}")
+    stage.skipped = max(stage.skipped, sum(line.skipped for line in stage.lines))
+    stage.done = max([stage.saved, *(line.update for line in stage.lines)])
+
+
+def _rows(place: epath.Path, errors: list[str]) -> list[dict]:
+    """The rows that are measured; what cannot be read will be measured again."""
+    rows = [
+        _attempt(
+            functools.partial(lambda path: _row(files.read_json(path)), place / name),
+            None,
+            errors,
+            f"evaluation/{name} cannot be read: ",
+        )
+        for name in names(place)
+        if re.fullmatch(r"\w+_[0-9]+\.json", name)
+    ]
+    return [row for row in rows if row]
 
 
 def _row(entry: dict) -> dict:

@@ -1,4 +1,4 @@
-"""What a run's folder says of one stage, and of the files that say it."""
+"""What a run's folder says of one stage."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from etils import epath
 
 from pd_jax import checkpoint
 from pd_jax import config as configs
-from pd_jax.storage import files
+from pd_jax.training.stage import Stage
 
 
 class Line(NamedTuple):
@@ -40,6 +40,11 @@ class Line(NamedTuple):
         return self.values.get("loss", math.nan)
 
     @property
+    def grad_norm(self) -> float:
+        """The gradient's mean norm; NaN where the entry has none."""
+        return self.values.get("grad_norm", math.nan)
+
+    @property
     def validation_loss(self) -> float:
         """The validation loss, NaN where none was measured."""
         return self.values.get("validation_loss", math.nan)
@@ -55,46 +60,68 @@ class StageRecord:
     """One stage, as far as it has come.
 
     Attributes:
-      name: of its `Stage`.
-      training: the training's name.
-      num_steps: of its `Stage`; 0 for the teacher.
-      planned: updates of the whole stage; None where that is not known.
+      name: its name.
+      training: the training's name; "" where config.json does not tell.
+      stage: as planned; None where config.json does not tell.
+      step_counts: the sampling steps that its model is made for.
       batch: examples per update.
       end: updates at which it ends: as planned, or fewer on a plateau; None where that
         is not known.
+      done: updates that are saved, or at least named in metrics.jsonl.
       saved: updates done in the newest checkpoint, 0 where there is none.
-      saved_at: when that was made, in seconds since the epoch; None without one.
+      newest: that checkpoint's folder.
       rate: updates a second between the newest two; None where not known.
       seconds: spent up to the newest; None where that does not say.
       devices: how many of which kind, such as "4 x cpu", as the stage ended on; empty
         where that is not known.
+      taught_by: the stage before, or a released teacher's file; None for neither.
       skipped: updates left out, as their loss or gradient was not finite.
       lines: its intervals, in order.
     """
 
     name: str
-    training: str
-    num_steps: int = 0
-    planned: int | None = None
+    training: str = ""
+    stage: Stage | None = None
+    step_counts: tuple[int, ...] = ()
     batch: int = 0
     end: int | None = None
+    done: int = 0
     saved: int = 0
-    saved_at: float | None = None
+    newest: epath.Path | None = None
     rate: float | None = None
     seconds: float | None = None
     devices: str = ""
+    taught_by: str | None = None
     skipped: int = 0
     lines: list[Line] = dataclasses.field(default_factory=list)
 
+    def __post_init__(self):
+        self.end = self.planned
+
     @property
-    def done(self) -> int:
-        """Updates that are saved, or at least told of in metrics.jsonl."""
-        return max([self.saved, *(line.update for line in self.lines)])
+    def planned(self) -> int | None:
+        """Updates of the whole stage; None where that is not known."""
+        return self.stage and self.stage.updates
+
+    @property
+    def num_steps(self) -> int:
+        """Sampling steps that it trains for; 0 for the teacher."""
+        return self.stage.num_steps if self.stage and self.training != "teacher" else 0
 
     @property
     def finished(self) -> bool:
         """Whether its last update is saved."""
         return self.end is not None and self.saved >= self.end
+
+    @property
+    def saved_at(self) -> float | None:
+        """When the newest checkpoint was made, in seconds since the epoch."""
+        return self.newest and modified(self.newest)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Size of the newest checkpoint."""
+        return size(self.newest) if self.newest else 0
 
     @property
     def num_devices(self) -> int:
@@ -113,21 +140,44 @@ class StageRecord:
         """Over all devices, compilation included."""
         return self.done * self.batch / self.seconds if self.seconds else None
 
-    def add(self, facts: dict) -> None:
-        """Adds what a checkpoint says; ValueError where its counts are none."""
-        self.seconds = number(facts.get("seconds"))
+    def add(self, facts: dict, before: int) -> None:
+        """Adds what a newer checkpoint says of itself.
+
+        Args:
+          facts: what it says.
+          before: updates done in the one before.
+
+        Raises:
+          ValueError: where it is of another version, or its counts are none.
+        """
+        if facts.get("format", 1) not in (1, checkpoint.FORMAT):
+            raise ValueError(f"format {facts.get('format')}, of another version")
+        end, skipped = facts.get("end") or self.planned, facts.get("skipped", 0)
+        self.end, self.skipped = end and count(end), count(skipped)
+        began, self.seconds = self.seconds or 0.0, number(facts.get("seconds"))
+        if self.seconds and self.seconds > began:
+            self.rate = (self.saved - before) / (self.seconds - began)
         devices = re.fullmatch(r"[1-9]\d{0,8} x .+", str(facts.get("devices")))
         self.devices = devices[0] if devices else ""
-        self.end = count(facts.get("end", self.planned or 0)) or self.planned
-        self.skipped = max(self.skipped, count(facts.get("skipped", 0)))
+        self.taught_by = facts.get("teacher")
 
 
-def facts_of(path: epath.Path) -> dict:
-    """What a checkpoint says of itself, beside its weights."""
-    facts = files.read_json(path / "facts" / "metadata")
-    if facts.get("format", 1) not in (1, checkpoint.FORMAT):
-        raise ValueError(f"format {facts.get('format')}, of another version")
-    return facts
+def modified(path: epath.Path) -> float | None:
+    """When a file was written, in seconds since the epoch; None where it is gone."""
+    try:
+        return path.stat().mtime
+    except OSError:
+        return None
+
+
+def size(path: epath.Path) -> int:
+    """Bytes of a file, or of all below a folder; some may go meanwhile."""
+    try:
+        if path.is_dir():
+            return sum(map(size, path.iterdir()))
+        return path.stat().length
+    except OSError:
+        return 0
 
 
 def number(value: object) -> float | None:

@@ -9,9 +9,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax.evaluation.rows import check_entry
+from pd_jax.runs import record as records
 from pd_jax.runtime.errors import Refused
-from pd_jax.storage import files
 from pd_jax.storage.writers import is_remote
 
 
@@ -33,7 +32,7 @@ def take(
     """
     path = workdir / "config.json"
     if path.exists():
-        before = files.read_json(path)
+        before = records.config_of(workdir)
         with contextlib.suppress(Refused):  # with keys that were not there then
             before = configs.stored(before).to_dict()
         changed = configs.differences(before, config.to_dict())
@@ -50,23 +49,10 @@ def take(
         )
     else:
         return None, True
-    finished = report_of(workdir)
-    if finished is None:
+    finished = records.report_of(workdir)
+    if not finished:
         held.enter_context(_alone(workdir))
-    return finished, False
-
-
-def report_of(workdir: epath.Path) -> dict | None:
-    """A complete run's report; None where there is none that can be read."""
-    done = workdir / "report.json"
-    try:
-        report = files.read_json(done) if done.exists() else {}
-        rows = report.get("rows")
-        if rows and all(map(check_entry, rows)):
-            return report
-    except (ValueError, AttributeError, TypeError):
-        pass  # all that it holds is kept elsewhere: it is made again
-    return None
+    return finished or None, False
 
 
 def make(workdir: epath.Path, held: contextlib.ExitStack) -> None:
