@@ -11,10 +11,11 @@ has a lower distance (0.48 with model.emb_ch=256, after 3000 updates without it)
 harder to distil.
 
 The same teacher in other ways: variant `:consistency_distillation`, 1.3 minutes, 0.96,
-0.97 and 1.17 with 1, 2 and 4 steps; variant `:diff_instruct`, 3.4 minutes, 1.01 with 1.
+0.97 and 1.17 with 1, 2 and 4 steps; variant `:diff_instruct`, 3.4 minutes, 1.01 with
+one.
 
-Variant `:smoke`, or `:METHOD:smoke`: everything in seconds, for a look at the files, not
-at quality.
+Variant `:smoke`, or `:METHOD:smoke`: everything in seconds, for a look at the files,
+not at quality.
 """
 
 from ml_collections import ConfigDict

@@ -10,16 +10,16 @@ Two CPU cores: 2 minutes. RMSE to the exact map with 1, 2, 4, 8 and 16 steps: st
 0.034, 0.035, 0.032, 0.031, 0.026; DDIM with the exact denoiser 0.71, 0.39, 0.17, 0.069,
 0.027.
 
-Variant `:consistency_distillation`, 1 minute: 0.051 with one step. More steps noise anew,
-so that RMSE says nothing about them; their Frechet distance stays below 0.001, DDIM's is
-1.0, 0.24 and 0.022 with 1, 2 and 4 steps.
+Variant `:consistency_distillation`, 1 minute: 0.051 with one step. More steps noise
+anew, so that RMSE says nothing about them; their Frechet distance stays below 0.001,
+DDIM's is 1.0, 0.24 and 0.022 with 1, 2 and 4 steps.
 
 Variant `:diff_instruct`, 6 minutes: one step, no noise is tied to a sample. All 8 modes
 with shares within 0.007 of 1/8, 98% of samples within 4 standard deviations of one, and
 0.045 to 0.049 of the true 0.05 there.
 
-Variant `:smoke`, or `:METHOD:smoke`: everything in seconds, for a look at the files, not
-at quality.
+Variant `:smoke`, or `:METHOD:smoke`: everything in seconds, for a look at the files,
+not at quality.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,6 @@
 """Consistency distillation against Gaussians, where every arc is closed."""
 
+import functools
 import itertools
 
 import jax
@@ -100,9 +101,17 @@ def draws(num=64, seed=0):
     return {"image": x}, jax.random.split(jax.random.key(seed), num)
 
 
+grid_times = jax.jit(_draws.grid_times)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def noised(keys, x, t, schedule):
+    return diffusion.diffuse(x, _draws.normal_like(keys, x), schedule(t))
+
+
 def places(keys, num):
     """Which grid times, 1 .. num, the keys draw."""
-    return np.round(np.asarray(_draws.grid_times(keys, num)) * num).astype(int)
+    return np.round(np.asarray(grid_times(keys, num)) * num).astype(int)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +128,7 @@ def test_products_are_what_is_known_of_them(std, expected):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("grid", [1, 2, 8])
+@pytest.mark.parametrize("grid", [1, 8])
 def test_the_fixed_point_is_the_product_of_the_teachers_steps(solver, grid):
     with jax.enable_x64(True):
         method = method_of(table, grid=grid, solver=solver, weighting="snr_plus_1")
@@ -128,13 +137,14 @@ def test_the_fixed_point_is_the_product_of_the_teachers_steps(solver, grid):
             lambda state: method.loss(state, state.model.params, batch, keys)
         )
         factor = products(grid, FACTORS[solver])
-        weights = {"mean": jnp.asarray(MEAN), "factor": jnp.asarray(factor)}
-        assert set(places(keys, grid)) == set(range(1, grid + 1))
+        weights = {"mean": np.float64(MEAN), "factor": factor}
+        place = places(keys, grid)
+        assert set(place) == set(range(1, grid + 1))
         assert np.max(loss(begun(method, weights))) < 1e-12
         for i in range(1, grid + 1):
             # One that is off misses its own target, and is the next one's.
-            other = {**weights, "factor": weights["factor"].at[i].add(0.1)}
-            found, place = loss(begun(method, other)), places(keys, grid)
+            other = {**weights, "factor": factor + 0.1 * (np.arange(grid + 1) == i)}
+            found = np.asarray(loss(begun(method, other)))
             off = (place == i) | (place == i + 1)
             assert np.min(found[off]) > 1e-7
             assert np.all(found[~off] < 1e-12)
@@ -154,8 +164,9 @@ def test_a_jump_of_no_length_adds_nothing(solver, cosine):
     first = places(keys, 4) == 1
     assert 0 < first.sum() < len(first)
 
+    @jax.jit
     def losses(b):
-        averages = {TARGET: {"w": jnp.float32(-7.0), "b": jnp.float32(b)}}
+        averages = {TARGET: {"w": jnp.float32(-7.0), "b": b}}
         trained = state.model.replace(averages=averages)
         given = state.with_network("model", trained)
         return method.loss(given, weights, batch, keys)
@@ -163,42 +174,31 @@ def test_a_jump_of_no_length_adds_nothing(solver, cosine):
     one, other = losses(0.3), losses(40.0)
     np.testing.assert_array_equal(one[first], other[first])
     assert np.all(one[~first] != other[~first])
-    t = jnp.full(first.sum(), 0.25)
-    x = batch["image"][first]
-    z = diffusion.diffuse(x, _draws.normal_like(keys[first], x), cosine(t))
+    t = jnp.full(64, 0.25)
+    z = noised(keys, batch["image"], t, cosine)
     arc = SOLVERS[solver](GAUSSIAN, cosine)(z, t, jnp.zeros_like(t))
-    v = affine(weights, z, None, None)
-    np.testing.assert_allclose(one[first], jnp.mean((v - arc.v) ** 2, 1), rtol=1e-4)
+    distance = jnp.mean((affine(weights, z, None, None) - arc.v) ** 2, 1)
+    np.testing.assert_allclose(one[first], distance[first], rtol=1e-4)
     if solver == "ddim":
         np.testing.assert_array_equal(arc.v, GAUSSIAN(z, cosine(t)).v)
 
 
-@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("heun", 2)])
-def test_order_of_the_teachers_step(solver, order):
+def test_orders_of_the_teachers_step():
     """Of an exact student, half the interval leaves 1/4 or 1/8 of the distance."""
     with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(0), 4096)
+        keys = jax.random.split(jax.random.key(0), 1024)
         middle = (places(keys, 32) == 16) & (places(keys, 64) == 32)
-        keys = keys[middle]
-        assert len(keys) > 20
-        batch, _ = draws(len(keys))
+        assert sum(middle) > 8
+        batch, _ = draws(1024)
         distance = {}
-        for grid in (32, 64):
+        for solver, grid in itertools.product(SOLVERS, (32, 64)):
             method = method_of(flow, grid=grid, solver=solver)
-            losses = method.loss(begun(method, {}), {}, batch, keys)
-            distance[grid] = np.sqrt(np.mean(losses))
-        ratio = np.log2(distance[32] / distance[64])
-        assert ratio == pytest.approx(order + 1, abs=0.2)
-
-
-def test_heun_is_nearer_than_ddim():
-    with jax.enable_x64(True):
-        batch, keys = draws()
-        found = {}
-        for solver in SOLVERS:
-            method = method_of(flow, grid=18, solver=solver)
-            found[solver] = np.mean(method.loss(begun(method, {}), {}, batch, keys))
-        assert found["heun"] < 0.01 * found["ddim"]
+            losses = jax.jit(method.loss)(begun(method, {}), {}, batch, keys)
+            distance[solver, grid] = np.sqrt(np.mean(np.asarray(losses)[middle]))
+        for solver, order in (("ddim", 1), ("heun", 2)):
+            ratio = np.log2(distance[solver, 32] / distance[solver, 64])
+            assert ratio == pytest.approx(order + 1, abs=0.2)
+        assert distance["heun", 32] < 0.05 * distance["ddim", 32]
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
@@ -207,13 +207,12 @@ def test_no_gradient_flows_through_the_target(average, cosine):
     weights = {"w": jnp.float32(0.4), "b": jnp.float32(-0.2)}
     state = begun(method, weights)
     batch, keys = draws()
-    t = _draws.grid_times(keys, 6)
-    x = batch["image"]
-    z = diffusion.diffuse(x, _draws.normal_like(keys, x), cosine(t))
+    t = grid_times(keys, 6)
+    z = noised(keys, batch["image"], t, cosine)
     denoise = method.parts.model.denoiser(weights)
     movers = [arcs.heun(GAUSSIAN, cosine), arcs.ddim(denoise, cosine)]
     times = [*arcs.grid_below(t, 1.0 / 6, 1), jnp.zeros_like(t)]
-    fixed = arcs.chain(z, times, movers).v
+    fixed = jax.jit(lambda z, times: arcs.chain(z, times, movers).v)(z, times)
 
     def plain(params):
         return jnp.mean(jnp.square(affine(params, z, None, None) - fixed))
@@ -221,7 +220,7 @@ def test_no_gradient_flows_through_the_target(average, cosine):
     def loss(params):
         return jnp.mean(method.loss(state, params, batch, keys))
 
-    found, expected = (jax.value_and_grad(f)(weights) for f in (loss, plain))
+    found, expected = (jax.jit(jax.value_and_grad(f))(weights) for f in (loss, plain))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected
     )
@@ -233,17 +232,17 @@ def test_both_halves_are_one_network_with_one_mask(cosine):
 
     class Asked:
         def denoiser(self, params, label=None, dropout_key=None):
-            asked.append((params, label, dropout_key))
+            asked.append((*params, label, dropout_key))
             return GAUSSIAN
 
     parts = Parts("ladder", Asked(), cosine, Optimizer(), (2,), GAUSSIAN)
     method = Method(parts, average=0.5)
-    state = begun(method, {"w": jnp.float32(0.0)})
-    batch, keys = draws(4)
-    label, key = jnp.arange(4), jax.random.key(9)
-    params = {"w": jnp.float32(1.0)}
-    method.loss(state, params, {**batch, "label": label}, keys, key)
-    assert [own["w"] for own, _, _ in asked] == [0.0, 1.0]
+    state = begun(method, {"average": np.ones(1)})
+    x, keys = draws(4)
+    label, key = np.arange(4), jax.random.key(9)
+    batch, params = {**x, "label": label}, {"new": np.ones(1)}
+    jax.eval_shape(lambda: method.loss(state, params, batch, keys, key))
+    assert [name for name, _, _ in asked] == ["average", "new"]
     assert all(given is label and mask is key for _, given, mask in asked)
 
 
@@ -297,17 +296,17 @@ def test_the_grid_doubles(grid, doublings, updates, expected):
 
 
 def test_an_update_uses_the_grid_of_its_time(cosine):
-    method = method_of(affine, schedule=cosine, grid=8, doublings=3)
     weights = {"w": jnp.float32(0.4), "b": jnp.float32(-0.2)}
     batch, keys = draws(16)
-    state = begun(method, weights, 4)
-    for step, grid in enumerate((1, 2, 4, 8)):
-        plain = method_of(affine, schedule=cosine, grid=grid)
-        np.testing.assert_allclose(
-            method.loss(state.replace(step=jnp.int32(step)), weights, batch, keys),
-            plain.loss(state, weights, batch, keys),
-            rtol=1e-5,
-        )
+
+    def losses(step, **kw):
+        method = method_of(affine, schedule=cosine, **kw)
+        state = begun(method, weights, 3).replace(step=np.int32(step))
+        return jax.jit(method.loss)(state, weights, batch, keys)
+
+    for step, grid in enumerate((1, 2, 4)):
+        found = losses(step, grid=4, doublings=2)
+        np.testing.assert_allclose(found, losses(0, grid=grid), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +336,7 @@ def test_plan():
 def test_training_finds_the_products(cosine):
     """From the identity, with an average that lags: a network of one number a time."""
     grid = 4
-    schedule_factor = products(grid, ddim_factor)
+    expected = products(grid, ddim_factor)
     method = method_of(
         table,
         grid=grid,
@@ -356,4 +355,4 @@ def test_training_finds_the_products(cosine):
     found = method.result(state)["model"]
     assert step.traces == 1
     np.testing.assert_allclose(found["mean"], MEAN, atol=0.02)
-    np.testing.assert_allclose(found["factor"][1:], schedule_factor[1:], atol=0.02)
+    np.testing.assert_allclose(found["factor"][1:], expected[1:], atol=0.02)

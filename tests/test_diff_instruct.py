@@ -1,11 +1,15 @@
-"""Diff-Instruct with Gaussians: generators and denoisers that are closed forms."""
+"""Diff-Instruct of generators with a mean and a std, against Gaussians."""
 
+import dataclasses
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from pd_jax import analytic, models, schedules, scores
+from pd_jax import analytic, diffusion, scores
 from pd_jax.methods import Parts, _draws
 from pd_jax.methods.diff_instruct import FAKE, Method
 from pd_jax.models import Model
@@ -14,188 +18,358 @@ from pd_jax.training.optimizer import Optimizer
 from pd_jax.training.stage import Stage
 from pd_jax.training.step import Step
 
-MEAN, STD = 0.3, 0.5
-SHAPE = (1,)
-SCHEDULE = schedules.cosine()
-DATA = analytic.gaussian(MEAN, STD)
+SHAPE = (3,)
+DATA_MEAN, DATA_STD = 0.3, 0.7
+DATA = analytic.gaussian(DATA_MEAN, DATA_STD)
 
 
-def denoised(params, z, level, label):
-    """The exact denoiser of a Gaussian; at t = 1 a generator, mean + std z."""
-    mean, std = params["mean"], jnp.exp(params["log_std"])
-    alpha, sigma = jax.nn.sigmoid(level) ** 0.5, jax.nn.sigmoid(-level) ** 0.5
-    alpha, sigma = (a.reshape(-1, 1) for a in (alpha, sigma))
-    share = alpha * std**2 / ((alpha * std) ** 2 + sigma**2)
-    x = mean + share * (z - alpha * mean)
-    return jnp.where(level.reshape(-1, 1) < -19.0, mean + std * z, x)
+def weights_of(mean, std):
+    return {"mean": jnp.float32(mean), "std": jnp.float32(std)}
 
 
-def gaussian(mean, std):
-    log_std = jnp.log(jnp.float32(std))
-    return {"mean": jnp.float32(mean), "log_std": log_std}
+def gaussian(params, z, logsnr, label):
+    """x of a generator at t = 1, and of its samples' exact denoiser elsewhere."""
+    at_end = diffusion.expand(logsnr < -19.99, z)
+    x = analytic.gaussian(params["mean"], params["std"])(z, logsnr).x
+    return jnp.where(at_end, params["mean"] + params["std"] * z, x)
 
 
-def method_of(optimizer=None, **kw):
-    model = Model(Function(denoised), "x")
-    parts = Parts("student", model, SCHEDULE, optimizer or Optimizer(), SHAPE, DATA)
-    return Method(parts, **{"updates": 10, "time_law": "uniform", **kw})
+START = weights_of(-0.5, 1.4)
+TEACHER = weights_of(DATA_MEAN, DATA_STD)
 
 
-def begun(method, params):
-    given = {"model": params, "teacher": params}
-    return method.begin(given, method.plan()[0], jax.random.key(0))
+def method_of(cosine, exact=None, optimizer=None, kind=Method, **kw):
+    model = Model(Function(gaussian), "x")
+    return kind(
+        Parts("ladder", model, cosine, optimizer or Optimizer(), SHAPE, exact),
+        **{"weighting": "constant", **kw},
+    )
 
 
-def batch_and_keys(size, seed=0):
-    keys = jax.random.split(jax.random.key(seed), size)
-    return {"place": jnp.arange(size, dtype=jnp.int32)}, keys
+def begun(method, student=START, teacher=TEACHER, **kw):
+    (stage,) = dataclasses.replace(method, **kw).plan()
+    handed_over = {"model": student, "teacher": teacher}
+    return method.begin(handed_over, stage, jax.random.key(0))
 
 
-def test_plan():
-    method = method_of(fake_learning_rate=3e-4)
-    (stage,) = method.plan()
-    assert stage == Stage("student", 0, 1, 10, 1e-3, {"fake_learning_rate": 3e-4})
-    assert method.step_counts(stage) == (1,)
-    assert method_of(fake_updates=5).forwards == 25
+def keys_of(num, seed=0):
+    return jax.random.split(jax.random.key(seed), num)
+
+
+@jax.jit
+def normal(keys):
+    return _draws.normal_like(keys, jnp.zeros((len(keys), *SHAPE)))
+
+
+@jax.jit
+def normal_of_samples(keys):
+    return normal(_draws.fold(keys, 0))
+
+
+def noised(method, x, keys, cosine):
+    """Samples with noise, in NumPy: alpha, sigma, z, eps."""
+    u = _draws.uniform_times(keys)
+    logsnr = np.asarray(scores.logsnr_at(method.time_law, u, cosine), np.float64)
+    phi = np.arctan(np.exp(-0.5 * logsnr))[:, None]
+    eps = np.asarray(normal(keys), np.float64)
+    return np.cos(phi), np.sin(phi), np.cos(phi) * x + np.sin(phi) * eps, eps
+
+
+def posterior_mean(z, alpha, sigma, mean, std):
+    var = (alpha * std) ** 2 + sigma**2
+    return (sigma**2 * mean + std**2 * alpha * z) / var
+
+
+@pytest.mark.parametrize(
+    ("weight", "law"),
+    [
+        ("constant", "lognormal"),
+        ("kl", "lognormal"),
+        ("dmd", "lognormal"),
+        ("constant", "uniform"),
+    ],
+)
+def test_the_students_gradient_is_the_gap_times_its_own(weight, law, cosine):
+    method = method_of(cosine, DATA, gap_weight=weight, time_law=law)
+    state = begun(method, teacher=weights_of(0.1, 1.1))
+    keys = keys_of(64)
+    eps_x = np.asarray(normal_of_samples(keys))
+    x = -0.5 + 1.4 * eps_x.astype(np.float64)
+    alpha, sigma, z, _ = noised(method, x, keys, cosine)
+    fake = posterior_mean(z, alpha, sigma, 0.1, 1.1)
+    teacher = posterior_mean(z, alpha, sigma, DATA_MEAN, DATA_STD)
+    k = {
+        "constant": 1.0,
+        "kl": (alpha / sigma) ** 2,
+        "dmd": 1.0 / np.abs(x - teacher).mean(1, keepdims=True),
+    }[weight]
+    field = k * (fake - teacher)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        return jnp.mean(method.loss(state, params, {}, keys))
+
+    found = gradient(START)
+    assert float(found["mean"]) == pytest.approx(field.mean(), rel=1e-4)
+    assert float(found["std"]) == pytest.approx((field * eps_x).mean(), rel=1e-4)
+
+
+def test_the_generator_is_the_model_at_pure_noise(cosine):
+    keys = keys_of(8)
+    made = method_of(cosine).generate(START, None, keys)
+    np.testing.assert_allclose(made, -0.5 + 1.4 * normal(keys), rtol=1e-6)
 
 
 @pytest.mark.parametrize("weight", scores.WEIGHTS)
-def test_the_students_gradient_is_the_gap_through_the_generator(weight):
-    method = method_of(gap_weight=weight)
-    student, fake = gaussian(-0.5, 1.4), gaussian(-0.2, 0.9)
-    state = begun(method, student)
-    state = state.with_network(FAKE, state.networks[FAKE].replace(params=fake))
-    batch, keys = batch_and_keys(64)
+def test_no_gap_is_no_gradient(weight, cosine):
+    method = method_of(cosine, gap_weight=weight)
+    state = begun(method)  # the second network starts as the teacher
 
-    def loss(params):
-        return jnp.mean(method.loss(state, params, batch, keys))
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        return jnp.mean(method.loss(state, params, {}, keys_of(16)))
 
-    gradient = jax.grad(loss)(student)
-    # By hand: x = mean + std eps, so dx/dmean = 1 and dx/dlog_std = std eps.
-    eps = _draws.normal_like(_draws.fold(keys, 0), jnp.zeros((64, 1)))
-    x = -0.5 + 1.4 * eps
-    logsnr = SCHEDULE(_draws.uniform_times(keys))
-    alpha, sigma = jax.nn.sigmoid(logsnr) ** 0.5, jax.nn.sigmoid(-logsnr) ** 0.5
-    alpha, sigma = alpha[:, None], sigma[:, None]
-    z = alpha * x + sigma * _draws.normal_like(keys, x)
-    of_fake = denoised(fake, z, logsnr, None)
-    of_data = DATA(z, logsnr).x
-    k = {
-        "constant": jnp.ones_like(x),
-        "kl": (alpha / sigma) ** 2,
-        "dmd": 1.0 / jnp.maximum(jnp.abs(x - of_data), 1e-5),
-    }[weight]
-    field = k * (of_fake - of_data)
-    np.testing.assert_allclose(gradient["mean"], jnp.mean(field), rtol=2e-3)
-    log_std = jnp.mean(field * 1.4 * eps)
-    np.testing.assert_allclose(gradient["log_std"], log_std, rtol=2e-3)
+    assert all(float(g) == 0.0 for g in jax.tree.leaves(gradient(START)))
 
 
-def test_where_both_denoisers_agree_nothing_moves():
-    method = method_of()
-    state = begun(method, gaussian(MEAN, STD))
-    batch, keys = batch_and_keys(32)
-
-    def loss(params):
-        return jnp.mean(method.loss(state, params, batch, keys))
-
-    for value in jax.tree.leaves(jax.grad(loss)(state.model.params)):
-        np.testing.assert_allclose(value, 0.0, atol=1e-6)
-
-
-def test_the_second_network_alone_learns_from_its_loss():
-    method = method_of()
-    state = begun(method, gaussian(-0.5, 1.4))
-    batch, keys = batch_and_keys(32)
-
-    def loss(student, fake):
-        model = state.model.replace(params=student)
-        of = state.with_network("model", model)
-        return jnp.mean(method.fake_loss(of, fake, batch, keys))
-
-    student, fake = state.model.params, gaussian(0.0, 1.0)
-    by_student, by_fake = jax.grad(loss, (0, 1))(student, fake)
-    assert all(float(g) == 0.0 for g in jax.tree.leaves(by_student))
-    assert all(float(g) != 0.0 for g in jax.tree.leaves(by_fake))
-    # The samples' own denoiser is the best one.
-    assert loss(student, student) < loss(student, fake)
+def test_a_network_teaches_as_its_exact_denoiser_does(cosine):
+    taught = method_of(cosine, gap_weight="kl")
+    exact = method_of(cosine, DATA, gap_weight="kl")
+    found = []
+    for method in (taught, exact):
+        state = begun(method).with_network(FAKE, begun(method).model)
+        found.append(jax.jit(method.loss)(state, START, {}, keys_of(16)))
+    assert begun(taught).frozen["teacher"]["mean"] == np.float32(DATA_MEAN)
+    assert begun(exact).frozen == {}
+    np.testing.assert_allclose(*found, rtol=1e-4)
 
 
-def trained(method, updates, size=64, params=None):
-    step = Step(method.update, jax.devices()[:1])
-    state = step.place(begun(method, params or gaussian(-0.5, 1.4)))
-    key, metrics = step.place(jax.random.key(3)), None
-    for i in range(updates):
-        place = np.arange(i * size, (i + 1) * size, dtype=np.int32)
-        state, metrics = step(state, step.share({"place": place}), key)
-    return state, metrics, step
+@pytest.mark.parametrize("weighting", ["constant", "snr"])
+def test_the_second_networks_loss_is_that_of_denoising_the_samples(weighting, cosine):
+    method = method_of(cosine, weighting=weighting)
+    state = begun(method)
+    keys = keys_of(32)
+    eps_x = np.asarray(normal_of_samples(keys))
+    x = -0.5 + 1.4 * eps_x.astype(np.float64)
+    alpha, sigma, z, eps = noised(method, x, keys, cosine)
+    error = posterior_mean(z, alpha, sigma, 0.1, 1.1) - x
+    if weighting == "snr":
+        error = (z - alpha * (error + x)) / sigma - eps
+    loss = jax.jit(method.fake_loss)
+    found = loss(state, weights_of(0.1, 1.1), {}, keys)
+    np.testing.assert_allclose(found, (error**2).mean(1), rtol=2e-3)
+    # Of these losses, the samples' own denoiser has the least.
+    best = float(np.mean(loss(state, START, {}, keys_of(4096))))
+    for mean, std in ((-0.2, 1.4), (-0.8, 1.4), (-0.5, 1.8), (-0.5, 1.0)):
+        other = loss(state, weights_of(mean, std), {}, keys_of(4096))
+        assert best < float(np.mean(other))
+
+
+def test_neither_loss_moves_what_is_not_its_own(cosine):
+    method = method_of(cosine)
+    state, keys = begun(method, teacher=weights_of(0.2, 0.5)), keys_of(16)
+    state = state.with_network(FAKE, begun(method).networks[FAKE])
+    own = weights_of(0.1, 1.1)
+
+    def mean(loss):
+        @jax.jit
+        def gradients(state):
+            def total(networks, frozen, params):
+                given = state.replace(networks=networks, frozen=frozen)
+                return jnp.mean(loss(given, params, {}, keys))
+
+            networks = {
+                name: trained.replace(opt_state=())
+                for name, trained in state.networks.items()
+            }
+            return jax.grad(total, (0, 1, 2))(networks, state.frozen, own)
+
+        return gradients(state)
+
+    for loss in (method.fake_loss, method.loss):
+        networks, frozen, params = mean(loss)
+        assert not any(float(g) for g in jax.tree.leaves((networks, frozen)))
+        assert all(float(g) for g in jax.tree.leaves(params))
+
+
+def count(state, name):
+    return int(optax.tree_utils.tree_get(state.networks[name].opt_state, "count"))
+
+
+def places(size):
+    return {"place": np.arange(size, dtype=np.int32)}
+
+
+def run(method, updates, size=16, devices=1, **kw):
+    """States, as NumPy, after each of the updates, their metrics, and traces."""
+    step = Step(method.update, jax.devices()[:devices])
+    state, key = step.place(begun(method, **kw)), step.place(jax.random.key(3))
+    states, found = [jax.tree.map(np.array, state)], []
+    for _ in range(updates):
+        state, metrics = step(state, step.share(places(size)), key)
+        states.append(jax.tree.map(np.array, state))
+        found.append(jax.device_get(metrics))
+    return states, found, step.traces
 
 
 @pytest.mark.parametrize("fake_updates", [1, 3])
-def test_updates_of_both_networks(fake_updates):
-    method = method_of(Optimizer(ema=0.9), fake_updates=fake_updates)
-    state, metrics, step = trained(method, 2)
-    assert step.traces == 1
-    assert int(state.step) == 2
-    counts = {
-        name: int(network.opt_state[1].count)
-        for name, network in state.networks.items()
-    }
-    assert counts == {"model": 2, FAKE: 2 * fake_updates}
-    assert set(state.model.averages) == {"sampling"}
-    assert not state.networks[FAKE].averages
-    assert {"loss", "fake_loss", "grad_norm", "skipped"} <= set(metrics)
-
-
-def test_each_network_has_its_own_learning_rate():
-    still = method_of(Optimizer(), fake_learning_rate=0.0)
-    state, _, _ = trained(still, 2)
-    start = gaussian(-0.5, 1.4)
-    assert state.networks[FAKE].params == start
-    moved = method_of(Optimizer(), learning_rate=0.0)
-    state, _, _ = trained(moved, 2)
-    assert state.model.params == start
-    assert state.networks[FAKE].params["log_std"] != start["log_std"]
-
-
-def test_a_second_network_that_is_not_finite_is_left_as_it_was():
-    method = method_of()
-    params = gaussian(-0.5, 1.4)
-    step = Step(method.update, jax.devices()[:1])
-    state = begun(method, params)
-    fake = state.networks[FAKE].replace(params=gaussian(jnp.nan, 1.0))
-    state = step.place(state.with_network(FAKE, fake))
-    batch = step.share({"place": np.arange(8, dtype=np.int32)})
-    state, metrics = step(state, batch, step.place(jax.random.key(0)))
-    assert int(np.max(metrics["skipped"])) == 1
-    assert int(state.networks[FAKE].opt_state[1].count) == 0
-    assert state.model.params == params
-
-
-@pytest.mark.parametrize("weight", ["constant", "dmd"])
-def test_training_finds_the_data(weight):
-    optimizer = Optimizer(decay="linear", ema=0.9)
+def test_updates_of_both_networks(fake_updates, cosine):
     method = method_of(
-        optimizer,
-        updates=400,
-        learning_rate=0.02,
-        fake_updates=3,
-        fake_learning_rate=0.04,
-        gap_weight=weight,
+        cosine,
+        optimizer=Optimizer(ema=0.9),
+        fake_updates=fake_updates,
+        learning_rate=1e-3,
+        fake_learning_rate=4e-3,
+        updates=10,
     )
-    state, _, _ = trained(method, 400, size=512)
-    params = method.result(state)["model"]
-    np.testing.assert_allclose(params["mean"], MEAN, atol=0.02)
-    np.testing.assert_allclose(jnp.exp(params["log_std"]), STD, atol=0.03)
+    states, metrics, traces = run(method, 2)
+    assert traces == 1
+    assert [int(s.step) for s in states] == [0, 1, 2]
+    assert [count(s, FAKE) for s in states] == [0, fake_updates, 2 * fake_updates]
+    assert [count(s, "model") for s in states] == [0, 1, 2]
+    assert [int(m["skipped"]) for m in metrics] == [0, 0]
+    assert states[-1].networks[FAKE].averages == {}
+    assert set(states[-1].model.averages) == {"sampling"}
+    chex.assert_trees_all_equal(states[-1].frozen, states[0].frozen)
+    first, after = states[:2]
+    # Adam's first step is the learning rate itself, each network's own.
+    moved = jax.tree.map(np.subtract, after.model.params, first.model.params)
+    np.testing.assert_allclose(np.abs(list(moved.values())), 1e-3, rtol=1e-2)
+    fake = jax.tree.map(
+        np.subtract, after.networks[FAKE].params, first.networks[FAKE].params
+    )
+    np.testing.assert_allclose(
+        np.abs(list(fake.values())), 4e-3 * fake_updates, rtol=0.05
+    )
+    for name in ("loss", "grad_norm", "fake_loss"):
+        assert np.isfinite(metrics[0][name])
+    assert float(metrics[0]["learning_rate"]) == pytest.approx(1e-3)
+    assert method.forwards == 4 * fake_updates + 5
 
 
-def test_samples_are_the_networks_at_pure_noise(cosine):
-    net = models.get("mlp", width=8, emb_ch=8, num_blocks=1)
-    model = Model(net, "v")
-    params = model.init(jax.random.key(0), (4, 4, 1))
-    method = Method(Parts("student", model, cosine, Optimizer(), (4, 4, 1)))
-    keys = jax.random.split(jax.random.key(1), 3)
-    x = method.generate(params, None, keys)
-    eps = _draws.normal_like(keys, jnp.zeros((3, 4, 4, 1)))
-    expected = model.denoiser(params)(eps, cosine(jnp.ones(3))).x
-    np.testing.assert_array_equal(x, expected)
+def test_every_update_of_the_second_network_has_draws_of_its_own(cosine):
+    seen = []
+
+    def note(keys):
+        for drawn in (normal(keys), normal_of_samples(keys)):
+            jax.debug.callback(seen.append, drawn)
+
+    @dataclasses.dataclass(frozen=True)
+    class Seen(Method):
+        def fake_loss(self, state, params, batch, keys):
+            note(keys)
+            return super().fake_loss(state, params, batch, keys)
+
+        def loss(self, state, params, batch, keys, dropout_key=None):
+            note(keys)
+            return super().loss(state, params, batch, keys, dropout_key)
+
+    run(method_of(cosine, kind=Seen, fake_updates=2, updates=10), 1)
+    jax.effects_barrier()
+    assert len({np.asarray(drawn).tobytes() for drawn in seen}) == len(seen) == 6
+
+
+def test_a_second_networks_loss_that_is_not_finite_counts(cosine):
+    """The student goes on, with the second network as it was."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Broken(Method):
+        def fake_loss(self, state, params, batch, keys):
+            losses = super().fake_loss(state, params, batch, keys)
+            # In update number 1, its last move alone.
+            moves = optax.tree_utils.tree_get(state.networks[FAKE].opt_state, "count")
+            return jnp.where(moves == 3, jnp.nan, losses)
+
+    method = method_of(cosine, kind=Broken, fake_updates=2, updates=10)
+    states, metrics, _ = run(method, 2, devices=2)
+    assert [int(m["skipped"]) for m in metrics] == [0, 1]
+    assert [int(s.step) for s in states] == [0, 1, 2]
+    assert [count(s, FAKE) for s in states] == [0, 2, 3]
+    assert [count(s, "model") for s in states] == [0, 1, 2]
+    chex.assert_tree_all_finite(states[-1].networks)
+    assert states[2].model.params["mean"] != states[1].model.params["mean"]
+
+
+def test_a_students_loss_that_is_not_finite_counts(cosine):
+    @dataclasses.dataclass(frozen=True)
+    class Broken(Method):
+        def loss(self, state, params, batch, keys, dropout_key=None):
+            losses = super().loss(state, params, batch, keys, dropout_key)
+            return jnp.where(state.step == 1, jnp.inf, losses)
+
+    states, metrics, _ = run(method_of(cosine, kind=Broken, updates=10), 3)
+    assert [int(m["skipped"]) for m in metrics] == [0, 1, 0]
+    assert [int(s.step) for s in states] == [0, 1, 2, 3]
+    assert [count(s, FAKE) for s in states] == [0, 1, 2, 3]
+    assert [count(s, "model") for s in states] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("weight", "law", "exact"),
+    [
+        ("constant", "lognormal", None),
+        pytest.param("kl", "uniform", DATA, marks=pytest.mark.slow),
+        pytest.param("dmd", "lognormal", DATA, marks=pytest.mark.slow),
+    ],
+)
+def test_training_finds_the_datas_mean_and_std(weight, law, exact, cosine):
+    """No data is given; the second network learns the samples' law along the way."""
+    method = method_of(
+        cosine,
+        exact,
+        Optimizer(decay="cosine", ema=0.9),
+        updates=300,
+        learning_rate=0.02,
+        fake_learning_rate=0.05,
+        fake_updates=2,
+        gap_weight=weight,
+        time_law=law,
+    )
+    step = Step(method.update, jax.devices()[:1])
+    state, key = step.place(begun(method)), step.place(jax.random.key(3))
+    for _ in range(300):
+        state, _ = step(state, step.share(places(256)), key)
+    assert step.traces == 1
+    found = method.result(state)["model"]
+    assert float(found["mean"]) == pytest.approx(DATA_MEAN, abs=0.03)
+    assert float(found["std"]) == pytest.approx(DATA_STD, abs=0.03)
+    fake = state.networks[FAKE].params
+    assert float(fake["mean"]) == pytest.approx(float(found["mean"]), abs=0.05)
+    assert float(fake["std"]) == pytest.approx(float(found["std"]), abs=0.05)
+
+
+def test_labels_and_masks_reach_the_networks(cosine):
+    asked = []
+
+    class Asked:
+        cast = staticmethod(lambda params: params)
+
+        def denoiser(self, params, label=None, dropout_key=None):
+            asked.append((*params, label, dropout_key))
+            return DATA
+
+    parts = Parts("ladder", Asked(), cosine, Optimizer(), SHAPE)
+    method = Method(parts, updates=1)
+    state = begun(method, {"student": np.ones(1)}, {"teacher": np.ones(1)})
+    label, keys, key = np.arange(4), keys_of(4), jax.random.key(9)
+    state = state.with_network(FAKE, state.model.replace(params={"fake": np.ones(1)}))
+    batch = {"label": label}
+    jax.eval_shape(lambda: method.loss(state, {"new": np.ones(1)}, batch, keys, key))
+    # The student with dropout; the second network and the teacher without.
+    assert [name for name, _, _ in asked] == ["new", "fake", "teacher"]
+    assert [mask for _, _, mask in asked] == [key, None, None]
+    jax.eval_shape(lambda: method.fake_loss(state, {"new": np.ones(1)}, batch, keys))
+    assert [name for name, _, _ in asked[3:]] == ["student", "new"]
+    assert [mask is None for _, _, mask in asked[3:]] == [True, False]
+    assert all(given is label for _, given, _ in asked)
+
+
+def test_plan(cosine):
+    method = method_of(cosine, updates=7, learning_rate=0.5, fake_learning_rate=0.25)
+    (stage,) = method.plan()
+    assert stage == Stage("student", 0, 1, 7, 0.5, {"fake_learning_rate": 0.25})
+    assert float(stage.values()["fake_learning_rate"]) == 0.25
+    assert method.step_counts(stage) == (1,)
+    assert Method.data == "places"

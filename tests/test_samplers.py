@@ -73,11 +73,12 @@ def test_ancestral_draws_the_distribution(cosine, variance):
     np.testing.assert_allclose(np.std(x, 0), STD, rtol=0.03)
 
 
-def test_ancestral_noise_belongs_to_the_example(cosine):
+@pytest.mark.parametrize("method", ["ancestral", "consistency"])
+def test_noise_belongs_to_the_example(method, cosine):
     z = jax.random.normal(jax.random.key(0), (8, 3))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), jnp.arange(8))
     run = functools.partial(
-        sample, GAUSSIAN, num_steps=5, schedule=cosine, method="ancestral"
+        sample, GAUSSIAN, num_steps=5, schedule=cosine, method=method
     )
     whole = run(z=z, key=jax.random.key(1))
     np.testing.assert_array_equal(whole, run(z=z, key=keys))
@@ -154,6 +155,47 @@ def test_names_are_parsed():
     assert samplers.get("ancestral:small") != samplers.get("ancestral")
 
 
+def exact_jump(z, logsnr):
+    """Down the flow to the data, from any level."""
+    phi = jnp.arctan(jnp.exp(-0.5 * logsnr))
+    x = analytic.gaussian_map(z, MEAN, STD, phi)
+    return diffusion.predict(x, z, logsnr, "x")
+
+
+def test_consistency_of_an_exact_jump_draws_the_distribution(cosine):
+    z = jax.random.normal(jax.random.key(0), (20_000, 3))
+    draw = jax.jit(
+        functools.partial(
+            sample, exact_jump, schedule=cosine, method="consistency", clip=False
+        )
+    )
+    found = {n: draw(z, n, key=jax.random.key(1)) for n in (1, 2, 5, 20)}
+    for x in found.values():
+        np.testing.assert_allclose(np.mean(x, 0), MEAN, atol=0.015)
+        np.testing.assert_allclose(np.std(x, 0), STD, rtol=0.02)
+    np.testing.assert_allclose(found[1], MEAN + STD * np.asarray(z), atol=1e-3)
+    # With its noise drawn anew in between, less and less is left of the first.
+    kept = [np.corrcoef(x[:, 0], z[:, 0])[0, 1] for x in found.values()]
+    assert kept[0] > 0.999
+    assert kept[1] == pytest.approx(STD / np.sqrt(STD**2 + 1.0), abs=0.03)
+    assert kept[3] < 0.03
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 9])
+def test_consistency_of_a_jump_to_one_place_stays_there(num_steps, cosine):
+    place = jnp.array([[0.3, 1.5, -0.7]])
+
+    def denoise(z, logsnr):
+        x = jnp.broadcast_to(place, z.shape)
+        return diffusion.predict(x, z, logsnr, "x")
+
+    z = jax.random.normal(jax.random.key(0), (4, 3))
+    for clip, expected in ((False, place), (True, jnp.clip(place, -1.0, 1.0))):
+        key = jax.random.key(1)
+        x = sample(denoise, z, num_steps, cosine, "consistency", clip, key)
+        np.testing.assert_array_equal(x, jnp.broadcast_to(expected, z.shape))
+
+
 JUMP = """
 import dataclasses
 import jax
@@ -183,45 +225,3 @@ def test_a_sampler_is_added_as_one_file(cosine, tmp_path, monkeypatch):
     np.testing.assert_array_equal(one, sample(GAUSSIAN, z, 1, cosine))
     with pytest.raises(ValueError, match="needs a key"):
         sample(GAUSSIAN, z, 2, cosine, "jump")
-
-
-def jumps(z, logsnr):
-    """The exact flow of the Gaussian, all the way to the data, as a prediction."""
-    phi = jnp.arctan(jnp.exp(-0.5 * logsnr))
-    x = analytic.gaussian_map(z, MEAN, STD, phi[:, None])
-    alpha, sigma = (diffusion.expand(a, z) for a in diffusion.alpha_sigma(logsnr))
-    return diffusion.predict((alpha * z - x) / sigma, z, logsnr, "v")
-
-
-def test_consistency_jumps_and_noises_anew(cosine):
-    z = jax.random.normal(jax.random.key(0), (20_000, 3))
-    once = sample(jumps, z, 1, cosine, "consistency", False, jax.random.key(1))
-    np.testing.assert_allclose(once, jumps(z, cosine(jnp.ones(len(z)))).x, atol=1e-6)
-    for num_steps in (1, 2, 4):
-        x = sample(jumps, z, num_steps, cosine, "consistency", False, jax.random.key(1))
-        # Whatever the noise, the data's own distribution.
-        np.testing.assert_allclose(x.mean(0), MEAN, atol=0.015)
-        np.testing.assert_allclose(x.std(0), STD, atol=0.01)
-    assert np.abs(x - once).mean() > 0.1
-
-
-def test_consistency_noises_to_the_next_level(cosine):
-    """Its second prediction sees x with fresh noise of t = 1/2."""
-    z = jax.random.normal(jax.random.key(0), (20_000, 1))
-    seen = []
-
-    def denoise(z, logsnr):
-        x = jnp.full_like(z, 0.5)
-        jax.debug.callback(lambda *a: seen.append(a), z, logsnr, ordered=True)
-        alpha, sigma = (diffusion.expand(a, z) for a in diffusion.alpha_sigma(logsnr))
-        return diffusion.predict((alpha * z - x) / sigma, z, logsnr, "v")
-
-    x = sample(denoise, z, 2, cosine, "consistency", False, jax.random.key(1))
-    jax.effects_barrier()
-    np.testing.assert_allclose(x, 0.5, atol=1e-6)
-    second, logsnr = seen[1]
-    assert float(logsnr[0]) == pytest.approx(float(cosine(jnp.float32(0.5))), abs=1e-6)
-    alpha, sigma = diffusion.alpha_sigma(cosine(jnp.float32(0.5)))
-    assert float(second.mean()) == pytest.approx(0.5 * float(alpha), abs=0.02)
-    assert float(second.std()) == pytest.approx(float(sigma), abs=0.02)
-    assert abs(np.corrcoef(second[:, 0], z[:, 0])[0, 1]) < 0.03

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import time
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from pd_jax import checkpoint
 from pd_jax.reports import status
 from pd_jax.runtime.errors import Refused
+from tests import run_folders
 from tests.test_train import tiny
 
 
@@ -106,6 +108,31 @@ def test_what_there_is_to_be_warned_of(workdir, capsys):
     assert printed.count("warning: ") == 5
 
 
+def test_a_folder_without_its_config(workdir):
+    (workdir / "config.json").unlink()
+    save(workdir, "student", 4, 1.0)
+    for stage, moment in (("teacher/10", 1e9), ("student/4", 2e9)):
+        os.utime(workdir / "checkpoints" / stage, (moment, moment))
+    found = status.read(workdir)
+    assert [(s.name, s.saved) for s in found.record.stages] == [
+        ("teacher", 10),
+        ("student", 4),
+    ]
+    assert any("no config.json there" in warning for warning in found.warnings)
+    assert not found.left
+
+
+def test_a_complete_run_without_its_checkpoints(tmp_path, capsys):
+    folder = run_folders.make(tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "metrics.jsonl").unlink()
+    printed = told(folder, capsys)
+    assert "run: complete" in printed
+    assert all(done in printed for done in ("20/20", "12/12"))
+    assert "warning" not in printed
+
+
+ENTRY = {"model": "teacher", "sampler": "ddim", "num_steps": 4, "metrics": {"fid": 1.0}}
 BROKEN = {
     "an empty config": lambda w: write(w / "config.json", ""),
     "a config that is a list": lambda w: write(w / "config.json", "[]"),
@@ -131,6 +158,10 @@ BROKEN = {
     "no lock": lambda w: (w / ".lock").unlink(),
     "a damaged report": lambda w: write(
         w / "report.json", '{"rows": 3, "warnings": 4}'
+    ),
+    "seconds of words": lambda w: write(
+        w / "report.json",
+        {"rows": [ENTRY], "seconds": {"total": "long"}},
     ),
     "rows that are none": lambda w: write(
         w / "report.json", '{"rows": [{"model": 1}], "warnings": [{}]}'
