@@ -154,10 +154,7 @@ class Method:
             def fake_loss(params, batch, keys, state=state):
                 return self.fake_loss(state, params, batch, keys)
 
-            fake_keys, peak = (
-                _draws.fold(keys, 1 + i),
-                state.stage["fake_learning_rate"],
-            )
+            fake_keys = _draws.fold(keys, 1 + i)
             state, fake = self.fake_optimizer.move(
                 state, FAKE, fake_loss, batch, fake_keys, peak=peak
             )
