@@ -121,11 +121,11 @@ def loses_nothing(fail, repair, says, update, workdir, monkeypatch):
     """Goes on from `update` where the disk fails as 15 is saved, and is repaired."""
     plain = StageCheckpoints.save
 
-    def save(self, state, facts):
+    def save(self, state, method, facts):
         if int(state.step) == 15:
             self._wait()
             fail(workdir)
-        plain(self, state, facts)
+        plain(self, state, method, facts)
 
     def reach(self, state):
         raise Reached(self._stage.name, self.done)

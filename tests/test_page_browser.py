@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from pd_jax.reports import compare, page
+from pd_jax.runs import record
 from tests.run_folders import make
 
 pytestmark = [
@@ -52,7 +53,7 @@ def places(tmp_path_factory):
     plane = make(place / "plane", shape=(2,), config={"ladder.ema": 0.5})
     live = make(place / "live", updates={"teacher": 8}, rows=[], done=False)
     for folder in (images, plane, live):
-        page.Page(folder, folder.name).write()
+        (folder / page.FILE).write_text(page.html(record.read(folder)))
     both = place / "compare.html"
     compare.run([str(images), str(plane)], str(both))
     found = {folder.name: folder / page.FILE for folder in (images, plane, live)}

@@ -72,7 +72,7 @@ def _measure(
     from pd_jax.bench.subject import first_state, one_call
     from pd_jax.bench.timing import find_data, training_of
     from pd_jax.config.setup import build, sketch
-    from pd_jax.costs.count import count
+    from pd_jax.costs import count
 
     setup = build(config, find_data(config)[0])
     training = training_of(setup.trainings, name)

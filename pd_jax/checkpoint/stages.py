@@ -227,10 +227,8 @@ class StageCheckpoints:
         """
         like = like.replace(frozen={})
         facts = self.facts()
-        state = self._read(facts, like, _items(like, method), jax.tree.leaves(like))
-        if self._writes and not checksum.made(self.newest):
-            self._seal(self.newest)  # its writer was killed before it came to that
-        return state, facts
+        leaves = jax.tree.leaves(like)
+        return self._read(facts, like, _items(like, method), leaves), facts
 
     def handed_over(self, like: TrainState, method: Method) -> dict:
         """What a finished stage hands over, and nothing else of its state.
@@ -271,6 +269,8 @@ class StageCheckpoints:
         except Exception as error:  # whatever a damaged file leads to
             wrong = files.brief(error)
         self._refuse(processes.tell(wrong))
+        if self._writes and not checksum.made(self.newest):
+            self._seal(self.newest)  # its writer was killed before it came to that
         return jax.tree.map(lambda leaf: arrays.get(id(leaf), leaf), like)
 
     def damage(self) -> str | None:
