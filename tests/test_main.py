@@ -87,6 +87,7 @@ WRONG = [
     ((DIGITS, "--config.model.num_classes=5"), "give 10"),
     ((DIGITS, "--config.model.emb_ch=3"), "model.emb_ch=3"),
     ((DIGITS, "--config.model.num_blocks=-1"), "model.num_blocks=-1"),
+    ((DIGITS, "--config.model.time_scale=0.0"), "model.time_scale=0.0: must be above"),
     ((DIGITS, "--config.data.name=digit"), 'Did you mean "digits"'),
     ((DIGITS, "--config.data.num_images=9999"), "1797"),
     ((DIGITS, "--config.schedule.name=cos"), "known are cosine"),

@@ -239,11 +239,7 @@ def stages(
         numbers = [re.fullmatch(rf"{method.parts.student}_(\d+)", s) for s in begun]
         first = max((int(number[1]) for number in numbers if number), default=0)
         plan = planned(config, first * config[name].get("factor", 0))
-    return [
-        (name, method, stage)
-        for name, (method, stages) in plan.items()
-        for stage in stages
-    ]
+    return [(name, m, stage) for name, (m, of) in plan.items() for stage in of]
 
 
 def _check_value(

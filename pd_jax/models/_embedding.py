@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pd_jax.runtime import registry
+from pd_jax.runtime.errors import Refused
 
 LOGSNR_INPUTS = ("inv_cos", "linear", "sigmoid")
 
@@ -34,6 +35,8 @@ def sinusoidal(u: jax.Array, width: int, scale: float = 1000.0) -> jax.Array:
 
     Sines, then cosines, of scale u times width/2 frequencies from 1 down to 1/10000.
     """
+    if not 0.0 < scale < math.inf:
+        raise Refused(f"model.time_scale={scale}: must be above 0")
     half = width // 2
     rates = jnp.exp(-math.log(10_000.0) * jnp.arange(half) / (half - 1))
     phase = scale * u[:, None] * rates[None]
