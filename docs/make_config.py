@@ -249,7 +249,10 @@ def training_methods() -> list[str]:
     lines = []
     for name in methods.known():
         module = methods.get(name)
-        meanings = documented_names(inspect.getdoc(module.Method), "Attributes")
+        meanings = {}
+        for kind_of in reversed(module.Method.__mro__):  # what methods share, too
+            own = kind_of.__dict__.get("__doc__") or ""
+            meanings |= documented_names(inspect.cleandoc(own), "Attributes")
         prefix = METHODS.get(name, OTHER_METHODS)
         rows = [
             row(f"{prefix}.{key}", field.default, meanings.get(key), limits)

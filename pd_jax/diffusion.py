@@ -16,6 +16,7 @@ heads, with no division by alpha.
 Source: Salimans & Ho 2022, arXiv 2202.00512, section 4 and appendix D.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,8 @@ from pd_jax.runtime.errors import Refused
 
 OUTPUTS = ("x", "eps", "v", "both")
 WEIGHTINGS = ("constant", "snr", "truncated_snr", "snr_plus_1")
+LOSSES = ("squared", "pseudo_huber")
+HUBER = 0.00054  # c / sqrt(d), Song & Dhariwal 2023
 
 
 class Prediction(NamedTuple):
@@ -140,6 +143,23 @@ def weighted_mse(
     if weighting == "snr_plus_1":
         return mse(prediction.v, target.v)
     return jnp.maximum(mse(prediction.x, target.x), mse(prediction.eps, target.eps))
+
+
+def robust(mse: jax.Array, size: int, loss: str) -> jax.Array:
+    """Losses of mean squared errors [B], each a mean over `size` values d.
+
+    "squared" leaves them; "pseudo_huber" is sqrt(d mse + c^2) - c, c = 0.00054 sqrt(d),
+    with a finite gradient where the error is 0.
+
+    Raises:
+      Refused: for an unknown loss.
+
+    Source: Charbonnier et al. 1997, as in Song & Dhariwal 2023 (2310.14189).
+    """
+    if registry.check(loss, LOSSES, "loss") == "squared":
+        return mse
+    c = HUBER * math.sqrt(size)
+    return jnp.sqrt(size * mse + c**2) - c
 
 
 def variance_weight(variance: str) -> float:

@@ -32,6 +32,9 @@ class Schedule(Protocol):
     def angle(self, t: jax.Array) -> jax.Array:
         """Angle phi at time t, radians in [0, pi/2]; rises with t."""
 
+    def time(self, angle: jax.Array) -> jax.Array:
+        """The time in [0, 1] of an angle; the nearest end's beyond the ends."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
@@ -57,6 +60,10 @@ class Cosine:
     def angle(self, t: jax.Array) -> jax.Array:
         """phi(t) = span t + phi(0), radians; any shape."""
         return self._span * _float(t) + self._from_data
+
+    def time(self, angle: jax.Array) -> jax.Array:
+        """t = (phi - phi(0)) / span, in [0, 1]; any shape."""
+        return jnp.clip((_float(angle) - self._from_data) / self._span, 0.0, 1.0)
 
     def __call__(self, t: jax.Array) -> jax.Array:
         """logsnr(t) = -2 log tan phi(t); any shape.

@@ -10,7 +10,8 @@ import pytest
 
 from pd_jax import analytic, arcs, diffusion, schedules
 from pd_jax.methods import Parts, _draws
-from pd_jax.methods.consistency_distillation import SOLVERS, TARGET, Method
+from pd_jax.methods._joined import SOLVERS, TARGET
+from pd_jax.methods.consistency_distillation import Method
 from pd_jax.models import Model
 from pd_jax.models._model import Function
 from pd_jax.runtime.errors import Refused
@@ -134,7 +135,7 @@ def test_the_fixed_point_is_the_product_of_the_teachers_steps(solver, grid):
         method = method_of(table, grid=grid, solver=solver, weighting="snr_plus_1")
         batch, keys = draws()
         loss = jax.jit(
-            lambda state: method.loss(state, state.model.params, batch, keys)
+            lambda state: method.losses(state, state.model.params, batch, keys)
         )
         factor = products(grid, FACTORS[solver])
         weights = {"mean": np.float64(MEAN), "factor": factor}
@@ -169,7 +170,7 @@ def test_a_jump_of_no_length_adds_nothing(solver, cosine):
         averages = {TARGET: {"w": jnp.float32(-7.0), "b": b}}
         trained = state.model.replace(averages=averages)
         given = state.with_network("model", trained)
-        return method.loss(given, weights, batch, keys)
+        return method.losses(given, weights, batch, keys)
 
     one, other = losses(0.3), losses(40.0)
     np.testing.assert_array_equal(one[first], other[first])
@@ -193,7 +194,7 @@ def test_orders_of_the_teachers_step():
         distance = {}
         for solver, grid in itertools.product(SOLVERS, (32, 64)):
             method = method_of(flow, grid=grid, solver=solver)
-            losses = jax.jit(method.loss)(begun(method, {}), {}, batch, keys)
+            losses = jax.jit(method.losses)(begun(method, {}), {}, batch, keys)
             distance[solver, grid] = np.sqrt(np.mean(np.asarray(losses)[middle]))
         for solver, order in (("ddim", 1), ("heun", 2)):
             ratio = np.log2(distance[solver, 32] / distance[solver, 64])
@@ -218,7 +219,7 @@ def test_no_gradient_flows_through_the_target(average, cosine):
         return jnp.mean(jnp.square(affine(params, z, None, None) - fixed))
 
     def loss(params):
-        return jnp.mean(method.loss(state, params, batch, keys))
+        return jnp.mean(method.losses(state, params, batch, keys))
 
     found, expected = (jax.jit(jax.value_and_grad(f))(weights) for f in (loss, plain))
     jax.tree.map(
@@ -241,7 +242,7 @@ def test_both_halves_are_one_network_with_one_mask(cosine):
     x, keys = draws(4)
     label, key = np.arange(4), jax.random.key(9)
     batch, params = {**x, "label": label}, {"new": np.ones(1)}
-    jax.eval_shape(lambda: method.loss(state, params, batch, keys, key))
+    jax.eval_shape(lambda: method.losses(state, params, batch, keys, key))
     assert [name for name, _, _ in asked] == ["average", "new"]
     assert all(given is label and mask is key for _, given, mask in asked)
 
@@ -288,7 +289,7 @@ def test_the_grid_doubles(grid, doublings, updates, expected):
     method = method_of(affine, grid=grid, doublings=doublings)
     state = begun(method, {"w": jnp.float32(0.0)}, updates)
     found = [
-        float(method.intervals(state.replace(step=jnp.int32(i))))
+        float(method.grid_and_segments(state.replace(step=jnp.int32(i)))[0])
         for i in range(updates + 1)
     ]
     # A measurement after the last update is on the last grid.
@@ -302,7 +303,7 @@ def test_an_update_uses_the_grid_of_its_time(cosine):
     def losses(step, **kw):
         method = method_of(affine, schedule=cosine, **kw)
         state = begun(method, weights, 3).replace(step=np.int32(step))
-        return jax.jit(method.loss)(state, weights, batch, keys)
+        return jax.jit(method.losses)(state, weights, batch, keys)
 
     for step, grid in ((0, 1), (1, 2)):
         found = losses(step, grid=4, doublings=2)
@@ -314,7 +315,7 @@ def test_an_update_uses_the_grid_of_its_time(cosine):
     [
         ({"steps": ()}, r"ladder.steps=\(\): at least one, each once"),
         ({"steps": (2, 1, 2)}, r"ladder.steps=\(2, 1, 2\)"),
-        ({"doublings": 2}, r"ladder.grid=18 .* ladder.doublings=2: .* multiple of 4"),
+        ({"doublings": 2}, r"ladder.grid=18 .* ladder.doublings=2 .* multiple of 4"),
     ],
 )
 def test_refusals(kw, says):

@@ -108,7 +108,7 @@ def test_the_students_gradient_is_the_gap_times_its_own(weight, law, cosine):
     @jax.jit
     @jax.grad
     def gradient(params):
-        return jnp.mean(method.loss(state, params, {}, keys))
+        return jnp.mean(method.losses(state, params, {}, keys))
 
     found = gradient(START)
     assert float(found["mean"]) == pytest.approx(field.mean(), rel=1e-4)
@@ -129,7 +129,7 @@ def test_no_gap_is_no_gradient(cosine):
     @jax.jacobian
     def gradients(params):
         keys = keys_of(16)
-        return [jnp.mean(m.loss(state, params, {}, keys)) for m in methods]
+        return [jnp.mean(m.losses(state, params, {}, keys)) for m in methods]
 
     assert all(float(g) == 0.0 for g in jax.tree.leaves(gradients(START)))
 
@@ -140,7 +140,7 @@ def test_a_network_teaches_as_its_exact_denoiser_does(cosine):
     found = []
     for method in (taught, exact):
         state = begun(method).with_network(FAKE, begun(method).model)
-        found.append(jax.jit(method.loss)(state, START, {}, keys_of(16)))
+        found.append(jax.jit(method.losses)(state, START, {}, keys_of(16)))
     assert begun(taught).frozen["teacher"]["mean"] == np.float32(DATA_MEAN)
     assert begun(exact).frozen == {}
     np.testing.assert_allclose(*found, rtol=1e-4)
@@ -193,7 +193,7 @@ def test_neither_loss_moves_what_is_not_its_own(cosine):
 
         return gradients(state)
 
-    for loss in (method.fake_loss, method.loss):
+    for loss in (method.fake_loss, method.losses):
         networks, frozen, params = mean(loss)
         assert not any(float(g) for g in jax.tree.leaves((networks, frozen)))
         assert all(float(g) for g in jax.tree.leaves(params))
@@ -267,9 +267,9 @@ def test_every_update_of_the_second_network_has_draws_of_its_own(cosine):
             note(keys)
             return super().fake_loss(state, params, batch, keys)
 
-        def loss(self, state, params, batch, keys, dropout_key=None):
+        def losses(self, state, params, batch, keys, dropout_key=None):
             note(keys)
-            return super().loss(state, params, batch, keys, dropout_key)
+            return super().losses(state, params, batch, keys, dropout_key)
 
     run(method_of(cosine, kind=Seen, fake_updates=2, updates=10), 1)
     jax.effects_barrier()
@@ -300,8 +300,8 @@ def test_a_second_networks_loss_that_is_not_finite_counts(cosine):
 def test_a_students_loss_that_is_not_finite_counts(cosine):
     @dataclasses.dataclass(frozen=True)
     class Broken(Method):
-        def loss(self, state, params, batch, keys, dropout_key=None):
-            losses = super().loss(state, params, batch, keys, dropout_key)
+        def losses(self, state, params, batch, keys, dropout_key=None):
+            losses = super().losses(state, params, batch, keys, dropout_key)
             return jnp.where(state.step == 1, jnp.inf, losses)
 
     states, metrics, _ = run(method_of(cosine, kind=Broken, updates=10), 3)
@@ -361,7 +361,7 @@ def test_labels_and_masks_reach_the_networks(cosine):
     label, keys, key = np.arange(4), keys_of(4), jax.random.key(9)
     state = state.with_network(FAKE, state.model.replace(params={"fake": np.ones(1)}))
     batch = {"label": label}
-    jax.eval_shape(lambda: method.loss(state, {"new": np.ones(1)}, batch, keys, key))
+    jax.eval_shape(lambda: method.losses(state, {"new": np.ones(1)}, batch, keys, key))
     # The student with dropout; the second network and the teacher without.
     assert [name for name, _, _ in asked] == ["new", "fake", "teacher"]
     assert [mask for _, _, mask in asked] == [key, None, None]

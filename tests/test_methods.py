@@ -22,7 +22,7 @@ from pd_jax.training.step import Measure, Step
 
 RNG = np.random.default_rng(0)
 SHAPE = (4, 4, 1)
-STAGE = Stage("student_4", 1, 4, 20, 1e-3, {"fake_learning_rate": 1e-3})
+STAGE = Stage("student_4", 1, 4, 20, 1e-3, {"fake_learning_rate": 1e-3, "grid": 8})
 
 
 def batch(size, substeps=1, seed=0):
@@ -41,9 +41,10 @@ def method_of(name, cosine, optimizer=None, exact=None, **kw):
     return methods.get(name).Method(parts, **kw)
 
 
-def begun(method, weights, stage):
-    """A method's first state, of weights that teach too."""
-    handed_over = {"model": weights, "teacher": weights}
+def begun(method, weights, stage, taught=1.1):
+    """A method's first state, of a teacher so many times the weights."""
+    teacher = jax.tree.map(lambda p: taught * p, weights)
+    handed_over = {"model": weights, "teacher": teacher}
     return method.begin(handed_over, stage, jax.random.key(0))
 
 
@@ -54,9 +55,9 @@ def weights_of(method, seed=0):
     )
 
 
-def train(method, weights, devices, updates=20, size=16, substeps=1):
+def train(method, weights, devices, updates=20, size=16, substeps=1, taught=1.1):
     step = Step(method.update, devices, substeps)
-    state = step.place(begun(method, weights, STAGE))
+    state = step.place(begun(method, weights, STAGE, taught))
     key = step.place(jax.random.key(3))
     for i in range(0, updates, substeps):
         parts = [batch(size, seed=i + j) for j in range(substeps)]
@@ -209,7 +210,7 @@ def test_a_measure_is_the_same_on_any_devices_and_changes_nothing(name, cosine):
     weights, examples = weights_of(method), batch(16, 2)
 
     def loss(state, batch, keys):
-        return method.loss(state, method.result(state)["model"], batch, keys)
+        return method.losses(state, method.result(state)["model"], batch, keys)
 
     found = {}
     for devices in (jax.devices()[:1], jax.devices()):
@@ -255,7 +256,9 @@ def test_exact_teacher_teaches_the_first_stage_only(cosine):
 def test_a_student_of_itself_at_no_distance_has_no_loss(cosine):
     """One teacher step a student step: the student, a copy of it, is perfect."""
     method = method_of("progressive", cosine, factor=1, weighting="snr_plus_1")
-    _, metrics, _ = train(method, weights_of(method), jax.devices(), updates=1)
+    _, metrics, _ = train(
+        method, weights_of(method), jax.devices(), updates=1, taught=1
+    )
     assert float(metrics["loss"]) < 1e-9
 
 

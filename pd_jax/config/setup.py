@@ -312,6 +312,6 @@ def _handed_over(method: Measured) -> Callable:
     """The validation loss of what a stage would hand over."""
 
     def loss(state, batch, keys):
-        return method.loss(state, method.result(state)[MODEL], batch, keys)
+        return method.losses(state, method.result(state)[MODEL], batch, keys)
 
     return loss

@@ -120,7 +120,7 @@ class Method:
         truth = jax.lax.stop_gradient(truth)
         return weighted_mse(denoise(z, logsnr), truth, self.weighting)
 
-    def loss(
+    def losses(
         self,
         state: TrainState,
         params: dict,
@@ -161,7 +161,7 @@ class Method:
             skipped = jnp.maximum(skipped, fake["skipped"])
 
         def loss(params, batch, keys):
-            return self.loss(state, params, batch, keys, _draws.dropout_key(keys))
+            return self.losses(state, params, batch, keys, _draws.dropout_key(keys))
 
         state, metrics = self.parts.optimizer.update(state, loss, batch, keys)
         metrics["skipped"] = jnp.maximum(skipped, metrics["skipped"])

@@ -10,7 +10,6 @@ import dataclasses
 import jax
 
 from pd_jax import arcs
-from pd_jax.arcs import Denoiser
 from pd_jax.diffusion import WEIGHTINGS, diffuse, predict, weighted_mse
 from pd_jax.methods import _draws
 from pd_jax.runtime.errors import Refused
@@ -140,16 +139,7 @@ class Method:
         """The student's weights."""
         return {MODEL: state.model.weights}
 
-    def _teacher(self, state: TrainState, label: jax.Array | None) -> Denoiser:
-        network = self.parts.model.denoiser(state.frozen[TEACHER], label)
-        exact = self.parts.exact
-        if exact is None:
-            return network
-        # A branch at run time, so that both kinds of teacher share one compiled step.
-        first = state.stage["index"] == 0
-        return lambda z, logsnr: jax.lax.cond(first, exact, network, z, logsnr)
-
-    def loss(
+    def losses(
         self,
         state: TrainState,
         params: dict,
@@ -164,7 +154,7 @@ class Method:
         logsnr = self.parts.schedule(t)
         z = diffuse(x, _draws.normal_like(keys, x), logsnr)
         arc = arcs.follow(
-            self._teacher(state, label),
+            self.parts.teacher(state, label),
             z,
             t,
             num_steps,
@@ -181,6 +171,6 @@ class Method:
         """One update; batch {"image" [B, ...], "label" [B]}, keys [B]."""
 
         def loss(params, batch, keys):
-            return self.loss(state, params, batch, keys, _draws.dropout_key(keys))
+            return self.losses(state, params, batch, keys, _draws.dropout_key(keys))
 
         return self.parts.optimizer.update(state, loss, batch, keys)

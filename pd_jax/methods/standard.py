@@ -61,7 +61,7 @@ class Method:
         """The trained weights."""
         return {MODEL: state.model.weights}
 
-    def loss(
+    def losses(
         self,
         state: TrainState,
         params: dict,
@@ -88,6 +88,6 @@ class Method:
         """One update; batch {"image" [B, ...], "label" [B]}, keys [B]."""
 
         def loss(params, batch, keys):
-            return self.loss(state, params, batch, keys, _draws.dropout_key(keys))
+            return self.losses(state, params, batch, keys, _draws.dropout_key(keys))
 
         return self.parts.optimizer.update(state, loss, batch, keys)

@@ -70,8 +70,19 @@ class Parts:
         return {TEACHER: jax.tree.map(jnp.copy, self.model.cast(handed_over[TEACHER]))}
 
     def teacher(self, state: TrainState, label: jax.Array | None) -> Denoiser:
-        """What teaches a training of one stage: exact, or a network with its labels."""
-        return self.exact or self.model.denoiser(state.frozen[TEACHER], label)
+        """What teaches: a network with its labels, or first what is exact.
+
+        Where the state has frozen weights beside what is exact, they teach the stages
+        after the first.
+        """
+        if TEACHER not in state.frozen:
+            return self.exact
+        network = self.model.denoiser(state.frozen[TEACHER], label)
+        if self.exact is None:
+            return network
+        # A branch at run time, so that both kinds of teacher share one compiled step.
+        first = state.stage["index"] == 0
+        return lambda z, logsnr: jax.lax.cond(first, self.exact, network, z, logsnr)
 
 
 class Method(Protocol):
@@ -148,7 +159,7 @@ class Method(Protocol):
 class Measured(Method, Protocol):
     """A method with a loss that can be measured on data that is held back."""
 
-    def loss(
+    def losses(
         self,
         state: TrainState,
         params: Any,

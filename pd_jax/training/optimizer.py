@@ -19,6 +19,10 @@ from pd_jax.training.state import MODEL, TEACHER, Trained, TrainState
 DECAYS = ("constant", "linear", "cosine", "cooldown")
 COOLDOWN = 0.2  # share of a stage
 
+# An average's decay: a number, which rises early in a stage; or a law of the state
+# before the update, which is followed as it is.
+Decay = float | Callable[[TrainState], jax.Array]
+
 # (params, batch, keys) -> losses, one per example.
 Loss = Callable[[Any, dict, jax.Array], jax.Array]
 
@@ -59,13 +63,17 @@ def mean_gradient(
     return jax.lax.pmean(jax.tree.map(lambda a: a / microbatches, total), "batch")
 
 
-def average(old: Any, new: Any, decay: float, step: jax.Array) -> Any:
-    """Weights' running average after update number `step` (0 is the first).
+def average(old: Any, new: Any, decay: Decay, state: TrainState) -> Any:
+    """Weights' running average after the update of a state (at step n, 0 at first).
 
-    Early in a stage it is as long as the stage so far: min(decay, (1 + n)/(10 + n)).
+    Where the decay is a number the average is, early in a stage, as long as the stage
+    so far: min(decay, (1 + n)/(10 + n)).
     """
-    n = step.astype(jnp.float32)
-    keep = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+    if callable(decay):
+        keep = decay(state)
+    else:
+        n = state.step.astype(jnp.float32)
+        keep = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
     return optax.incremental_update(new, old, 1.0 - keep)
 
 
@@ -114,11 +122,11 @@ class Optimizer:
         """Share of a stage that is left when its rate should begin to fall."""
         return COOLDOWN if self.decay == "cooldown" else 0.0
 
-    def _decays(self, averages: Mapping[str, float]) -> dict[str, float]:
+    def _decays(self, averages: Mapping[str, Decay]) -> dict[str, Decay]:
         decays = {"sampling": self.ema, **averages}
         return {name: decay for name, decay in decays.items() if decay}
 
-    def init(self, params: Any, averages: Mapping[str, float] | None = None) -> Trained:
+    def init(self, params: Any, averages: Mapping[str, Decay] | None = None) -> Trained:
         """A network before its first update, with buffers of its own.
 
         Args:
@@ -136,7 +144,7 @@ class Optimizer:
         params: Any,
         stage: Stage,
         teacher: Any = None,
-        averages: Mapping[str, float] | None = None,
+        averages: Mapping[str, Decay] | None = None,
     ) -> TrainState:
         """The first state of a stage that moves one network.
 
@@ -182,7 +190,7 @@ class Optimizer:
         batch: dict,
         keys: jax.Array,
         *,
-        averages: Mapping[str, float] | None = None,
+        averages: Mapping[str, Decay] | None = None,
         peak: jax.Array | None = None,
     ) -> tuple[TrainState, dict]:
         """Moves one network of a state, on one device of the axis "batch".
@@ -208,9 +216,7 @@ class Optimizer:
         new = Trained(
             params=params,
             averages={
-                average_name: average(
-                    old.averages[average_name], params, decay, state.step
-                )
+                average_name: average(old.averages[average_name], params, decay, state)
                 for average_name, decay in self._decays(averages or {}).items()
             },
             opt_state=opt_state,
@@ -232,7 +238,7 @@ class Optimizer:
         loss: Loss,
         batch: dict,
         keys: jax.Array,
-        averages: Mapping[str, float] | None = None,
+        averages: Mapping[str, Decay] | None = None,
     ) -> tuple[TrainState, dict]:
         """One whole update of a state that moves one network; as `move`."""
         state, metrics = self.move(state, MODEL, loss, batch, keys, averages=averages)

@@ -1,0 +1,117 @@
+"""What methods share that bootstrap: a student's arc learns to equal two joined ones.
+
+From z at time t a first arc goes a short way, to u, and an average of the model itself
+goes on from there, to s:
+
+    target = join(first: t -> u, average: u -> s),   model(z, t) -> target
+
+The target's gradient is stopped, and at u = s the second arc has no length.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from pd_jax import arcs
+from pd_jax.arcs import Mover
+from pd_jax.diffusion import LOSSES, diffuse, predict, robust, weighted_mse
+from pd_jax.methods import _draws
+from pd_jax.methods._single import Single
+from pd_jax.training.method import setting
+from pd_jax.training.optimizer import Decay
+from pd_jax.training.state import TrainState
+
+SOLVERS = {"ddim": arcs.ddim, "heun": arcs.heun}
+TARGET = "target"  # the average that joins
+
+
+def segment_end(t: jax.Array, grid: jax.Array, segments: jax.Array) -> jax.Array:
+    """The lower end, a multiple of 1/segments, of the segment that holds times t = i/K.
+
+    Args:
+      t: times [B] of a grid of K intervals; an end belongs to the segment below it.
+      grid: K, a multiple of `segments`; may be traced.
+      segments: how many; may be traced.
+    """
+    intervals = grid / segments
+    number = jnp.ceil(jnp.round(t * grid) / intervals) - 1.0
+    return number / segments
+
+
+def below(
+    t: jax.Array, grid: jax.Array, segments: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Times t = i/K, u = t - 1/K and s, the end of t's segment, [B] each."""
+    _, u = arcs.grid_below(t, 1.0 / grid, 1)
+    s = segment_end(t, grid, segments)
+    # The end is met up to rounding: there an arc from u to s has no length.
+    return t, jnp.where(u - s < 1e-3 / grid, s, u), s
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined(Single):
+    """A method whose target is a first arc joined with the model's own.
+
+    Attributes:
+      average: decay of the average of the weights that makes the target; 0 for the
+        weights themselves.
+      loss: of the weighted error e^2, a sum over d values: "squared", e^2 / d; or
+        "pseudo_huber", sqrt(e^2 + c^2) - c with c = 0.00054 sqrt(d).
+    """
+
+    average: float = setting(0.95, least=0.0, below=1.0)
+    loss: str = setting("squared", choices=LOSSES)
+
+    sampler = "consistency"
+
+    @property
+    def averages(self) -> dict[str, Decay]:
+        """The one that makes the target."""
+        return {TARGET: self.average}
+
+    def first(self, state: TrainState, batch: dict, eps: jax.Array) -> Mover:
+        """What makes the first arc, for examples with the noise eps: the teacher."""
+        teacher = self.parts.teacher(state, batch.get("label"))
+        return SOLVERS[self.solver](teacher, self.parts.schedule)
+
+    def grid_and_segments(self, state: TrainState) -> tuple[jax.Array, jax.Array]:
+        """Intervals of the grid of times, and segments of it, at the state's update."""
+        raise NotImplementedError
+
+    def times(
+        self, state: TrainState, keys: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Times t > u >= s of the two arcs, [B] each."""
+        grid, segments = self.grid_and_segments(state)
+        return below(_draws.grid_times(keys, grid), grid, segments)
+
+    def weight(self, t: jax.Array, u: jax.Array) -> jax.Array | float:
+        """A factor of the losses, beside the weighting's, [B]."""
+        return 1.0
+
+    def losses(
+        self,
+        state: TrainState,
+        params: dict,
+        batch: dict,
+        keys: jax.Array,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """How far the model's arc is from the joined ones, per example, [B]."""
+        x, label = batch["image"], batch.get("label")
+        model, schedule = self.parts.model, self.parts.schedule
+        t, u, s = self.times(state, keys)
+        eps = _draws.normal_like(keys, x)
+        z = diffuse(x, eps, schedule(t))
+        own = state.model.averages.get(TARGET, params)
+        movers = [
+            self.first(state, batch, eps),
+            # With the student's own dropout masks: both halves are one function.
+            arcs.ddim(model.denoiser(own, label, dropout_key), schedule),
+        ]
+        arc = jax.lax.stop_gradient(arcs.chain(z, (t, u, s), movers))
+        prediction = model.denoiser(params, label, dropout_key)(z, schedule(t))
+        truth = predict(arc.v, z, schedule(t), "v")
+        losses = weighted_mse(prediction, truth, self.weighting)
+        return self.weight(t, u) * robust(losses, x[0].size, self.loss)
