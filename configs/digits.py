@@ -49,9 +49,38 @@ def _diff_instruct(student: ConfigDict) -> None:
     student.ema = 0.998
 
 
+def _consistency_training(student: ConfigDict) -> None:
+    student.updates = 4000
+    student.learning_rate = 2e-3
+    student.grid = 64
+    student.doublings = 3
+    student.decay = "linear"
+    student.ema = 0.99
+
+
+def _imitation(student: ConfigDict) -> None:
+    student.updates = 2000
+    student.learning_rate = 2e-3
+    student.decay = "linear"
+    student.ema = 0.99
+
+
+def _tract(student: ConfigDict) -> None:
+    student.start = 32
+    student.steps = (4, 1)
+    student.updates = (1600, 2400)
+    student.learning_rate = 2e-3
+    student.weighting = "snr_plus_1"
+    student.decay = "linear"
+    student.ema = 0.99
+
+
 METHODS = {
     "consistency_distillation": _consistency_distillation,
+    "consistency_training": _consistency_training,
     "diff_instruct": _diff_instruct,
+    "imitation": _imitation,
+    "tract": _tract,
 }
 
 

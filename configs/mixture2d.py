@@ -56,9 +56,38 @@ def _diff_instruct(student: ConfigDict) -> None:
     student.ema = 0.998
 
 
+def _consistency_training(student: ConfigDict) -> None:
+    student.batch = 512
+    student.updates = 6000
+    student.grid = 64
+    student.doublings = 3
+    student.decay = "linear"
+    student.ema = 0.99
+
+
+def _imitation(student: ConfigDict) -> None:
+    student.batch = 512
+    student.updates = 3000
+    student.decay = "linear"
+    student.ema = 0.99
+
+
+def _tract(student: ConfigDict) -> None:
+    student.batch = 512
+    student.start = 32
+    student.steps = (2, 1)
+    student.updates = (2500, 1500)
+    student.weighting = "snr_plus_1"
+    student.decay = "linear"
+    student.ema = 0.99
+
+
 METHODS = {
     "consistency_distillation": _consistency_distillation,
+    "consistency_training": _consistency_training,
     "diff_instruct": _diff_instruct,
+    "imitation": _imitation,
+    "tract": _tract,
 }
 
 

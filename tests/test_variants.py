@@ -24,11 +24,23 @@ from tests import killed
 from tests.killed import Aim
 
 ROOT = pathlib.Path(__file__).parents[1]
-COUNTS = {"consistency_distillation": [4, 2, 1], "diff_instruct": [1]}
-SAMPLERS = {"consistency_distillation": "consistency", "diff_instruct": "ddim"}
+COUNTS = {
+    "consistency_distillation": [4, 2, 1],
+    "consistency_training": [4, 2, 1],
+    "diff_instruct": [1],
+    "imitation": [4, 2, 1],
+    "tract": [2, 1],
+}
+SAMPLERS = dict.fromkeys(COUNTS, "ddim") | {
+    "consistency_distillation": "consistency",
+    "consistency_training": "consistency",
+}
 TITLES = {
     "consistency_distillation": "Consistency distillation",
+    "consistency_training": "Consistency training",
     "diff_instruct": "Diff-Instruct",
+    "imitation": "Imitation",
+    "tract": "TRACT",
 }
 CONFIGS = ("digits", "mixture2d")
 ANY = r"open|os\.(mkdir|rename|remove|rmdir)"

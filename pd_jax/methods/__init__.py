@@ -18,12 +18,12 @@ from pd_jax.training.method import Method, Parts, setting
 __all__ = ["Method", "Parts", "fields", "get", "known", "setting"]
 
 
-def known(needs_teacher: bool | None = None) -> list[str]:
-    """The methods' names: all, or those that do, or do not, learn from a teacher."""
+def known(distils: bool | None = None) -> list[str]:
+    """The methods' names: all, or those that make students, or teachers."""
     names = registry.members(sys.modules[__name__])
-    if needs_teacher is None:
+    if distils is None:
         return names
-    return [name for name in names if get(name).Method.needs_teacher == needs_teacher]
+    return [name for name in names if get(name).Method.distils == distils]
 
 
 def label(name: str) -> str:

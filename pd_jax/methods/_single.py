@@ -36,7 +36,8 @@ class Single:
     check_updates: int = setting(0, least=0)
     plateau: float = setting(0.0, least=0.0, below=1.0)
 
-    needs_teacher = True
+    distils = True
+    taught = True  # by a teacher, whose weights the state holds
     data = "images"
     sampler = ""
     asks_steps = 0
@@ -64,7 +65,7 @@ class Single:
         """The student starts from the weights that are handed over."""
         optimizer = self.parts.optimizer
         state = optimizer.start(handed_over[MODEL], stage, averages=self.averages)
-        if not self.needs_teacher:
+        if not self.taught:
             return state
         return state.replace(frozen=self.parts.frozen_teacher(handed_over))
 

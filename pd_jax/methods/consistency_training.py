@@ -54,7 +54,7 @@ class Method(Jumps):
     time_law: str = setting("uniform", choices=("uniform", "lognormal", "ratio"))
     interval_weight: bool = False
 
-    needs_teacher = False
+    taught = False
     forwards = 4  # the average's, and the student's forward and backward passes
 
     def plan(self, teacher_steps: int = 0):

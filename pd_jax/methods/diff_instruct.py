@@ -55,7 +55,7 @@ class Method:
     gap_weight: str = setting("constant", choices=scores.WEIGHTS)
     time_law: str = setting("lognormal", choices=scores.LAWS)
 
-    needs_teacher = True
+    distils = True
     data = "places"
     sampler = "ddim"
     asks_steps = 0

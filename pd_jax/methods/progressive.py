@@ -77,7 +77,7 @@ class Method:
     regression_factor: float = setting(2.0, least=1.0)
     on_regression: str = setting("flag", choices=("flag", "stop"))
 
-    needs_teacher = True
+    distils = True
     data = "images"
     sampler = ""
 

@@ -36,7 +36,7 @@ class Method:
     learning_rate: float = setting(1e-3, least=0.0)
     weighting: str = setting("truncated_snr", choices=WEIGHTINGS)
 
-    needs_teacher = False
+    distils = False
     data = "images"
     sampler = ""
     asks_steps = 0

@@ -93,14 +93,15 @@ class Method(Protocol):
 
     Attributes:
       parts: what it is built of.
-      needs_teacher: whether it distils: something that was trained before teaches it.
+      distils: whether it makes a student of few steps, of what was trained before or
+        beside it; else it makes a teacher.
       data: what it is fed: "images", batches {"image": [B, ...], "label": [B]}; or
         "places", batches {"place": [B]} with labels as often as the data has them.
       sampler: its student's, one of `pd_jax.samplers`; "" for the config's.
     """
 
     parts: Parts
-    needs_teacher: ClassVar[bool]
+    distils: ClassVar[bool]
     data: ClassVar[str]
     sampler: ClassVar[str]
 
