@@ -1,4 +1,4 @@
-"""The hot loop of one stage: never waits for the device, but one interval late."""
+"""The hot loop of one stage: the device always has its next update waiting."""
 
 import time
 
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from pd_jax.runtime import processes
 from pd_jax.runtime.progress import Progress
 from pd_jax.training.callbacks import Callbacks
+from pd_jax.training.pace import Pace
 from pd_jax.training.stage import Stage
 from pd_jax.training.training import Training
 
@@ -63,6 +64,7 @@ class Loop:
             options.data_workers,
         )
         self._feed = training.step.feed(self._batches)
+        self._pace = Pace()
         if training.measure:
             self._checked = _validation_batches(training)
         self._held: list[dict] = []  # this interval's metrics, still on the device
@@ -81,6 +83,7 @@ class Loop:
         """One call of the step; returns the new state, not waited for."""
         training = self._training
         state, metrics = training.step(state, next(self._feed), training.key)
+        self._pace.add(metrics)
         self.done += training.step.substeps
         self._held.append(metrics)
         if self.passed(self._every):
