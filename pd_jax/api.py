@@ -28,13 +28,14 @@ from pd_jax.reports.terminal import Terminal
 from pd_jax.runs import loading
 from pd_jax.runs import run as runs
 from pd_jax.runs import workdir as workdirs
-from pd_jax.runtime import registry
+from pd_jax.runtime import numerics, registry
 from pd_jax.runtime.errors import Refused
 from pd_jax.students.student import Student
 
 NUM_REFERENCE = 1000  # examples that samples are compared with
 
 
+@numerics.pinned()
 def run(
     config: ConfigDict,
     workdir: str | os.PathLike,
@@ -71,6 +72,7 @@ def run(
         raise MemoryError(f"{error}{memory.advice(error.setup, error.part)}") from error
 
 
+@numerics.pinned()
 def distil(
     apply: Callable,
     params: Any,

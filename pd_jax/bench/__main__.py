@@ -328,6 +328,7 @@ def _result(variant: Variant, start: dict, subject) -> dict:
 
 def _run(name: str) -> int:
     from pd_jax.bench.table import facts, table
+    from pd_jax.runtime import numerics
 
     config = CONFIG.value
     _check()
@@ -338,7 +339,8 @@ def _run(name: str) -> int:
     with tempfile.TemporaryDirectory(prefix="pd_jax_bench_") as folder:
         if FIND_BATCH.value:
             chosen = [_largest(variant, folder) for variant in chosen]
-        results = _measure(chosen, folder)
+        with numerics.pinned():
+            results = _measure(chosen, folder)
     result = facts() | {
         "config": name,
         "training": TRAINING.value,

@@ -110,11 +110,14 @@ def _measure(
 def main() -> int:
     """Reads what to do, and prints what was found."""
     from pd_jax.bench.timing import OUT_OF_MEMORY, reason
+    from pd_jax.runtime import numerics
 
     given = json.load(sys.stdin)
     config = ConfigDict(given["config"])
+    asked = given["training"], given["began"], given["compiler"]
     try:
-        answer = _measure(config, given["training"], given["began"], given["compiler"])
+        with numerics.pinned():
+            answer = _measure(config, *asked)
     except Refused as error:
         answer = {"refused": str(error)}
     except Exception as error:

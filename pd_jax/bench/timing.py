@@ -16,6 +16,7 @@ from pd_jax.config.setup import Setup, sketch
 from pd_jax.costs import count
 from pd_jax.costs.program import matmul_flops
 from pd_jax.data import Dataset, InMemory
+from pd_jax.runtime import numerics
 from pd_jax.runtime.errors import Refused
 from pd_jax.training.training import Training
 
@@ -141,7 +142,7 @@ def products(mesh: Mesh, dtype: np.dtype) -> tuple[int, Callable[[int], float]]:
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
     def draw():
-        return jax.random.normal(jax.random.key(0), (mesh.size, n, n), dtype)
+        return jax.random.normal(numerics.key(0), (mesh.size, n, n), dtype)
 
     draw = jax.jit(draw, out_shardings=split)
     product = jax.jit(lambda a, b: (a @ b) / math.sqrt(n), out_shardings=split)

@@ -16,6 +16,7 @@ from pd_jax.checkpoint.released import load_released
 from pd_jax.data import Dataset, Description
 from pd_jax.metrics import inception, load_statistics
 from pd_jax.models import Model
+from pd_jax.runtime import numerics
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.training.method import Measured, Method, Parts
@@ -62,7 +63,7 @@ class Setup:
     def fresh_weights(self, key: jax.Array | None = None) -> dict:
         """New weights of a key; default the first ones of the config's seed."""
         if key is None:
-            key = jax.random.fold_in(jax.random.key(self.config.seed), FIRST_WEIGHTS)
+            key = jax.random.fold_in(numerics.key(self.config.seed), FIRST_WEIGHTS)
         return jax.jit(self.model.init, static_argnums=1)(key, self.dataset.shape)
 
     def training(self, name: str) -> Training:
@@ -76,7 +77,7 @@ class Setup:
 
 
 def _shapes(model: Model, dataset: Dataset | Description) -> dict:
-    return jax.eval_shape(lambda key: model.init(key, dataset.shape), jax.random.key(0))
+    return jax.eval_shape(lambda key: model.init(key, dataset.shape), numerics.key(0))
 
 
 def precision(config: ConfigDict, platform: str) -> str:
@@ -281,7 +282,7 @@ def _training(
     section, place = config[name], list(configs.trainings(config)).index(name)
     # The third purpose is the validation loss of the second training.
     purpose = place if place < 2 else place + 1
-    root = jax.random.key(config.seed)
+    root = numerics.key(config.seed)
     check = section.get("check_updates", 0)
     whole = math.gcd(check, *(stage.updates for stage in stages))
     substeps = range(1, config.run.substeps + 1)

@@ -20,6 +20,7 @@ from pd_jax.config.setup import Setup
 from pd_jax.costs.program import matmul_flops, num_bytes, peak_bytes, reduced_bytes
 from pd_jax.evaluation.evaluation import GRID
 from pd_jax.evaluation.rows import rows
+from pd_jax.runtime import numerics
 from pd_jax.training.method import state_shapes
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import TrainState
@@ -158,7 +159,7 @@ def trace(setup: Setup, training: Training, step: Step, size: int) -> jax.stages
       size: the device's part of a batch.
     """
     batch = _batch(setup, 1, step.substeps, size, kind=training.method.data)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: numerics.key(0))
     return step.trace(_state(training, setup.shapes), batch, key)
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from pd_jax.config.setup import sketch
 from pd_jax.costs.count import Cost, Costs, compiler_memory, count
-from pd_jax.runtime import registry
+from pd_jax.runtime import numerics, registry
 from pd_jax.runtime.errors import Refused
 
 ROOMY = 0.9  # share of a chip's memory above which a step is called tight
@@ -234,6 +234,7 @@ def table(
     return "\n".join(lines)
 
 
+@numerics.pinned()
 def run(
     config: ConfigDict,
     name: str,

@@ -20,7 +20,7 @@ from pd_jax.arcs import Denoiser
 from pd_jax.config.setup import Setup
 from pd_jax.evaluation.rows import Row, check_entry, rows
 from pd_jax.metrics import Reference, Summary, inception, load_statistics
-from pd_jax.runtime import compilation, processes
+from pd_jax.runtime import compilation, numerics, processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
 from pd_jax.storage.writers import write_whole
@@ -73,7 +73,7 @@ class Evaluation:
         self._metrics = [
             m for m in metrics.every() if not self._lacking.intersection(m.needs)
         ]
-        self._key = jax.random.key(self._config.seed)
+        self._key = numerics.key(self._config.seed)
         self.reference_steps = setup.teacher_steps or self._config.reference_steps
         self._have = set(processes.on_first_process(self._find))
 

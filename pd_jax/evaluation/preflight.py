@@ -27,7 +27,7 @@ from pd_jax.evaluation.interpretations import (
     other_levels,
     other_ranges,
 )
-from pd_jax.runtime import console
+from pd_jax.runtime import console, numerics
 from pd_jax.runtime.errors import Refused
 from pd_jax.samplers import sample
 from pd_jax.schedules import Schedule
@@ -76,7 +76,7 @@ def try_teacher(setup: Setup) -> None:
         setup.model.output,
         setup.schedule,
         batch,
-        jax.random.key(setup.config.seed),
+        numerics.key(setup.config.seed),
         num_samples=num // 8,
         clip=setup.config.eval.clip,
     )

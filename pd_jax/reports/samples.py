@@ -13,7 +13,6 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 from etils import epath
 from PIL import Image
@@ -22,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from pd_jax import samplers
 from pd_jax.reports import figures
 from pd_jax.runs import loading
-from pd_jax.runtime import console
+from pd_jax.runtime import console, numerics
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupt
 from pd_jax.runtime.progress import Progress
@@ -146,7 +145,7 @@ class _Draw:
 
     def __init__(self, student: Student, seed: int, label: int | str | None, job: dict):
         self.student, self.job = student, job
-        self._key, self._label = jax.random.key(seed), label
+        self._key, self._label = numerics.key(seed), label
 
     def batches(self, num: int, missing=lambda places: True) -> Iterator:
         """(places, samples) of all batches of which something is `missing`."""

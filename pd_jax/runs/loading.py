@@ -21,6 +21,7 @@ from pd_jax.models import Model
 from pd_jax.runs import record as records
 from pd_jax.runs.record import Record
 from pd_jax.runs.stage_record import StageRecord
+from pd_jax.runtime import numerics
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
@@ -36,6 +37,7 @@ CONTENT = (
 )
 
 
+@numerics.pinned()
 def load(
     path: str | os.PathLike,
     num_steps: int | None = None,
@@ -82,7 +84,7 @@ def load(
 def _shapes(model: Model, shape: tuple[int, ...]) -> dict:
     """A network's weights as shapes, on one device."""
     here = SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(lambda key: model.init(key, shape), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: model.init(key, shape), numerics.key(0))
     return _on(here, shapes)
 
 
@@ -221,6 +223,7 @@ def _teacher(workdir: epath.Path, config: ConfigDict, record: Record) -> Student
     return of_stage(workdir, config, stage.training, stage.stage)
 
 
+@numerics.pinned()
 def of_stage(
     workdir: epath.Path,
     config: ConfigDict,

@@ -16,7 +16,7 @@ import numpy as np
 
 from pd_jax.arcs import Denoiser
 from pd_jax.diffusion import alpha_sigma
-from pd_jax.runtime import registry
+from pd_jax.runtime import numerics, registry
 from pd_jax.runtime.errors import Refused
 from pd_jax.samplers._sampler import Level, Sampler, View
 from pd_jax.schedules import Schedule
@@ -67,8 +67,7 @@ def parse(method: str) -> tuple[str, str]:
 
 def _example_keys(key: jax.Array, num: int) -> jax.Array:
     """One key per example: noise belongs to an example, whatever its batch."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+    key = numerics.threefry(key)
     if key.ndim:
         return key
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num))
@@ -82,7 +81,7 @@ def noise(key: jax.Array, place: jax.Array, shape: tuple[int, ...]) -> jax.Array
 
     @jax.vmap
     def draw(place):
-        return jax.random.normal(jax.random.fold_in(key, place), shape)
+        return jax.random.normal(jax.random.fold_in(key, place), shape, jnp.float32)
 
     return draw(place)
 
@@ -137,7 +136,7 @@ def sample(
     sampler = get(method)
     z = jnp.asarray(z)
     if not jnp.issubdtype(z.dtype, jnp.floating):
-        z = z.astype(float)
+        z = z.astype(jnp.float32)
     if not isinstance(num_steps, jax.core.Tracer):
         whole = np.ndim(num_steps) == 0 and isinstance(
             np.asarray(num_steps).item(), int

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pd_jax import models, samplers, schedules
 from pd_jax.models import Model
-from pd_jax.runtime import registry
+from pd_jax.runtime import numerics, registry
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
@@ -170,6 +170,7 @@ class Student:
         options = dict(num_steps=num_steps, force=force, sampler=sampler, batch=batch)
         return self.at(key, np.arange(num), label, **options)
 
+    @numerics.pinned()
     def at(
         self,
         key: jax.Array,
@@ -219,6 +220,7 @@ class Student:
             split,
         )
 
+    @numerics.pinned()
     def draw(
         self,
         key: jax.Array,
@@ -249,16 +251,19 @@ class Student:
             labels = np.full(len(places), ANY)
         batch = places.astype(np.uint32), labels.astype(np.int32)
         recipe, steps = self._recipe(sampler, split), jnp.int32(num_steps)
+        key = numerics.threefry(key)
         return _draw(recipe, self.params, key, *jax.device_put(batch, split), steps)
 
+    @numerics.pinned()
     def trace(self, size: int, split: NamedSharding) -> jax.stages.Traced:
         """`draw` of a batch of some size on shapes, to be lowered for any platform."""
         of = jax.ShapeDtypeStruct
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.eval_shape(lambda: numerics.key(0))
         batch = of((size,), jnp.uint32), of((size,), jnp.int32)
         recipe, steps = self._recipe(split=split), of((), jnp.int32)
         return _draw.trace(recipe, self.params, key, *batch, steps)
 
+    @numerics.pinned()
     def program(self) -> bytes:
         """The sampler as a program that needs jax alone: see docs/bundle_alone.py.
 
@@ -277,7 +282,7 @@ class Student:
         recipe = dataclasses.replace(self._recipe(), model=_portable(self.model))
 
         def sampler(weights, key, place, label=None):
-            key = jax.random.wrap_key_data(key, impl="threefry2x32")
+            key = numerics.threefry(key)
             params = jax.tree.unflatten(structure, [weights[name] for name in names])
             steps = jnp.int32(self.num_steps)
             x = _sample(recipe, params, key, place, label, steps)
@@ -303,6 +308,7 @@ class Student:
             ) from error
         return bytes(program.serialize())
 
+    @numerics.pinned()
     def save(self, path: str | os.PathLike) -> tuple[int, str]:
         """Writes a bundle: one file that `pd_jax.load` reads, and jax alone runs.
 

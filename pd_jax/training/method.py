@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from pd_jax.arcs import Denoiser
 from pd_jax.models import Model
+from pd_jax.runtime import numerics
 from pd_jax.schedules import Schedule
 from pd_jax.training.optimizer import Optimizer
 from pd_jax.training.stage import Stage
@@ -177,4 +178,4 @@ def state_shapes(method: Method, stage: Stage, weights: Any) -> TrainState:
     def begin(weights, key):
         return method.begin({MODEL: weights, TEACHER: weights}, stage, key)
 
-    return jax.eval_shape(begin, weights, jax.random.key(0))
+    return jax.eval_shape(begin, weights, numerics.key(0))
