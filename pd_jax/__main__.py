@@ -24,6 +24,9 @@ def entry() -> None:
     """Runs the command line; ends the process where the exit code is not 0."""
     signal.signal(signal.SIGINT, _stop_at_once)  # ahead of imports that take a while
     sys.unraisablehook = _pass_over_tasks
+    from pd_jax.runtime import console
+
+    console.outlive_readers()
     from pd_jax import main
 
     exit_code = main.main(sys.argv)

@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import sys
 
+from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.registry import suggest
 
@@ -89,4 +90,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    console.outlive_readers()
     sys.exit(main(sys.argv[1:]))

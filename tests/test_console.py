@@ -1,10 +1,17 @@
 """What is printed: how much, how wide, in which colours."""
 
 import io
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
 from pd_jax.runtime import console
+from tests import run_folders
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Terminal(io.StringIO):
@@ -65,3 +72,55 @@ def test_long_lines_break_between_words_and_paths_stay_whole(capsys):
     table = "| " + "1" * 70 + "   |"
     console.show(table)
     assert capsys.readouterr().out == table + "\n"
+
+
+COMMANDS = {
+    "help": ("pd_jax", "--help"),
+    "status": ("pd_jax", "--mode=status", "--workdir=run"),
+    "compare": ("pd_jax", "--mode=compare", "run", "run_2"),
+    "estimate": ("pd_jax", "--mode=estimate", f"--config={ROOT}/configs/digits.py"),
+    "run": ("pd_jax", f"--config={ROOT}/configs/digits.py:smoke", "--workdir=new"),
+    "prepare": ("pd_jax.prepare", "--help"),
+    "bench": ("pd_jax.bench", "--help"),
+}
+SLOW = "compare", "estimate", "run"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in COMMANDS]
+)
+def test_a_program_whose_output_nobody_reads_ends_well(name, tmp_path):
+    run_folders.make(tmp_path / "run")
+    run_folders.make(tmp_path / "run_2")
+    reader, writer = os.pipe()
+    os.close(reader)  # as after `| head`
+    done = subprocess.run(
+        [sys.executable, "-m", *COMMANDS[name]],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "compare.html").exists() == (name == "compare")
+    assert (tmp_path / "new" / "report.json").exists() == (name == "run")
+
+
+def test_streams_that_were_closed_from_the_start():
+    program = """
+from pd_jax.runtime import console
+console.outlive_readers()
+console.show("x")
+console.error("y")
+"""
+    command = [sys.executable, "-c", program]
+    for closed in (1, 2):
+        done = subprocess.run(
+            ["bash", "-c", f'exec "$0" "$@" {closed}>&-', *command],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        heard = ("", "error: y\n") if closed == 1 else ("x\n", "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, *heard)

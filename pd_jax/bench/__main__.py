@@ -374,4 +374,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    console.outlive_readers()
     sys.exit(main(sys.argv))

@@ -4,6 +4,7 @@ Errors, warnings and results are always printed; what is going on is not with --
 and its details only with --verbose.
 """
 
+import io
 import os
 import sys
 import textwrap
@@ -17,6 +18,40 @@ QUIET, NORMAL, VERBOSE = range(3)
 
 level = NORMAL  # set by the command line
 bar: tqdm | None = None  # on the terminal now; lines go above it
+
+
+class _Output(io.FileIO):
+    """A stream that leads nowhere once its reader has gone."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def outlive_readers() -> None:
+    """Lets a program end well whose output nobody reads any more, as after `| head`.
+
+    What it does is done: a run is not lost with its log. Comes before any output.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started the program
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            continue
+        output = io.BufferedWriter(_Output(stream.fileno(), "wb", closefd=False))
+        setattr(
+            sys,
+            name,
+            io.TextIOWrapper(
+                output,
+                stream.encoding,
+                stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            ),
+        )
 
 
 def say(text: str, style: str = "") -> None:
