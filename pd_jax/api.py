@@ -28,7 +28,7 @@ from pd_jax.reports.terminal import Terminal
 from pd_jax.runs import loading
 from pd_jax.runs import run as runs
 from pd_jax.runs import workdir as workdirs
-from pd_jax.runtime import numerics, registry
+from pd_jax.runtime import numerics, processes, registry
 from pd_jax.runtime.errors import Refused
 from pd_jax.students.student import Student
 
@@ -62,6 +62,7 @@ def run(
       Refused, Diverged, Interrupted: as `pd_jax.runs.run.run`.
       MemoryError: if a device's is not enough, with the keys that help.
     """
+    processes.check_devices()
     place = workdirs.path(workdir)
     configs.check_keys(config)
     reporters = [*trackers.wanted(config, place, name), Page(place, name)]
@@ -139,6 +140,7 @@ def distil(
     began = time.monotonic()
     if threading.current_thread() is not threading.main_thread():
         raise Refused("distil catches signals, so it runs in the main thread only")
+    processes.check_devices()
     weights = _weights(params)
     config = _config(config, output, keys)
     config.teacher.released = _digest(weights)

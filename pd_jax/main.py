@@ -85,6 +85,7 @@ def _run() -> None:
 
     config, workdir = command.config(), _workdir()
     processes.join(DISTRIBUTED.value)
+    processes.check_devices()
     compilation.keep()
     if console.level >= console.VERBOSE:
         compilation.tell()

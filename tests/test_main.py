@@ -1,6 +1,8 @@
 """The command line: what a person types, and what they are told."""
 
+import os
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -349,3 +351,29 @@ def test_a_config_file_with_a_misspelt_key(call, tmp_path):
     assert 'Did you mean "updates"' in printed.err
     assert "Traceback" not in printed.err
     assert len(printed.err) < 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "gpu"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"pd_jax {DIGITS}:smoke",
+        f"pd_jax {DIGITS}:smoke --mode=estimate --compile",
+        f"pd_jax --mode=sample --from={ROOT} --out=new.npz",
+        f"pd_jax.bench {DIGITS}:smoke",
+    ],
+    ids=["run", "estimate", "sample", "bench"],
+)
+def test_platforms_that_are_not_here_are_one_message(command, platform, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: JAX_PLATFORMS={platform}: JAX finds no such device")
+    assert not any(tmp_path.iterdir())

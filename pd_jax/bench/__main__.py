@@ -328,9 +328,10 @@ def _result(variant: Variant, start: dict, subject) -> dict:
 
 def _run(name: str) -> int:
     from pd_jax.bench.table import facts, table
-    from pd_jax.runtime import numerics
+    from pd_jax.runtime import numerics, processes
 
     config = CONFIG.value
+    processes.check_devices()
     _check()
     _prepare(config, BATCH.value)
     chosen = variants(config, COMPARE.value, TRAINING.value)

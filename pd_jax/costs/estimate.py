@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from pd_jax.config.setup import sketch
 from pd_jax.costs.count import Cost, Costs, compiler_memory, count
-from pd_jax.runtime import numerics, registry
+from pd_jax.runtime import numerics, processes, registry
 from pd_jax.runtime.errors import Refused
 
 ROOMY = 0.9  # share of a chip's memory above which a step is called tight
@@ -261,6 +261,7 @@ def run(
         raise Refused(f"--num_chips={num_chips}: must be at least 1")
     if not 0.0 < utilisation <= 1.0:
         raise Refused(f"--utilisation={utilisation}: must be above 0 and at most 1")
+    processes.check_devices()
     setup = sketch(config, num_chips)
     costs = count(setup, num_chips)
     print(table(name, costs, chip, num_chips, utilisation))

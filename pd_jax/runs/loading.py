@@ -21,7 +21,7 @@ from pd_jax.models import Model
 from pd_jax.runs import record as records
 from pd_jax.runs.record import Record
 from pd_jax.runs.stage_record import StageRecord
-from pd_jax.runtime import numerics
+from pd_jax.runtime import numerics, processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.storage import files
@@ -60,6 +60,7 @@ def load(
       Refused: for what is not there, damaged, or not made for these steps, listing
         those that are.
     """
+    processes.check_devices()
     path = epath.Path(path)
     if num_steps is not None and num_steps < 0:
         raise Refused(f"{path}: num_steps={num_steps} is below 0")
@@ -245,6 +246,7 @@ def of_stage(
     Raises:
       Refused: where that cannot be told, or the stage is not finished.
     """
+    processes.check_devices()
     if config.model.name == configs.GIVEN and built is None:
         raise Refused(
             f"{workdir}: its network is a caller's own: call pd_jax.distil as before, "

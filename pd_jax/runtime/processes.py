@@ -56,7 +56,8 @@ def join(way: str = "auto") -> None:
             *arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
     except Exception as error:  # JAX's, or of the requests that it makes
-        kind = ValueError if isinstance(error, ValueError) else ConnectionError
+        check_devices()  # JAX may look for a TPU's processes where there is no TPU
+        kind = Refused if isinstance(error, ValueError) else ConnectionError
         raise kind(
             f"the run's other processes were not found ({str(error)[:200]}): "
             f"--distributed=off starts a process of its own, {', '.join(keys)} say "
@@ -72,6 +73,19 @@ def _in_cluster() -> bool:
         return True
     # JAX prefers the TPU by itself where it sees libtpu and chips, unless told not to.
     return "tpu" in (jax.config.jax_platforms or "")
+
+
+def check_devices() -> None:
+    """Refused where JAX cannot start: JAX_PLATFORMS names devices that are not here."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition(" (set JAX_PLATFORMS")[0]
+        raise Refused(
+            f"JAX_PLATFORMS={jax.config.jax_platforms}: JAX finds no such device"
+            f"{why and f' ({why})'}. Unset it to use the devices that are here, or "
+            "install JAX for it: pip install 'jax[cuda12]' or 'jax[tpu]'"
+        ) from error
 
 
 def leave() -> None:
