@@ -11,6 +11,7 @@ from PIL import Image
 import pd_jax
 from pd_jax import api, data
 from pd_jax.reports import samples
+from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupted
 from pd_jax.students.student import Student
 from tests.test_student import close
@@ -115,9 +116,20 @@ def test_a_grid(bundle, tmp_path, capsys):
     with pytest.raises(ValueError, match="seed: 0 -> 1"):
         samples.sample(bundle, str(out), 10, seed=1)
     Image.new("L", (2, 2)).save(tmp_path / "mine.png")
-    with pytest.raises(ValueError, match="not made by this command"):
-        samples.sample(bundle, str(tmp_path / "mine.png"), 10)
+    np.savez(tmp_path / "mine.npz", arr_0=np.zeros(3))
+    (tmp_path / "no.png").write_text("{}")
+    for name, why in {
+        "mine.png": r"\(it says of no student\)",
+        "mine.npz": r"\(it says of no student\)",
+        "no.png": r"\(UnidentifiedImageError: ",
+    }.items():
+        with pytest.raises(Refused, match=f"not made by this command {why}"):
+            samples.sample(bundle, str(tmp_path / name), 10)
     assert out.read_bytes() == content
+    capsys.readouterr()
+    samples.sample(bundle, str(tmp_path / "heun.png"), 10, sampler="heun")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "this student was made for ddim; with another sampler" in said
 
 
 @pytest.fixture

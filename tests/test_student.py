@@ -14,6 +14,7 @@ from jax import export
 
 import pd_jax
 from pd_jax import conventions, models, samplers, schedules
+from pd_jax.runtime.errors import Refused
 from pd_jax.students import bundle
 from pd_jax.students.student import Student
 
@@ -104,6 +105,10 @@ def test_step_counts(one, images):
         teacher.program()
     with pytest.raises(ValueError, match='Did you mean "heun"'):
         one.sample(KEY, 2, sampler="huen")
+    with pytest.raises(Refused, match='"heun": this student was made for "ddim"; fo'):
+        one.sample(KEY, 2, sampler="heun")
+    one.sample(KEY, 2, sampler="heun", force=True)
+    teacher.sample(KEY, 2, num_steps=4, sampler="heun")
 
 
 def test_a_student_of_several_step_counts(one, images, tmp_path):
@@ -148,7 +153,7 @@ def test_students_that_differ_in_weights_and_steps_share_a_program():
         second = dataclasses.replace(student(section), params=params, num_steps=7)
         assert not close(second.sample(KEY, 10), first.sample(KEY, 10))
         assert compilations.count("_sample") == before > 0
-        first.sample(KEY, 10, sampler="heun")
+        first.sample(KEY, 10, sampler="heun", force=True)
         assert compilations.count("_sample") > before
     finally:
         jax.monitoring.unregister_event_duration_listener(note)

@@ -11,14 +11,13 @@ import os
 import pathlib
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from etils import epath
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pd_jax import samplers
 from pd_jax.reports import figures
 from pd_jax.runs import loading
 from pd_jax.runtime import console, numerics
@@ -107,7 +106,11 @@ def sample(
     if label is not None and label.isdigit() and label not in _names(student):
         label = int(label)
     try:
-        samplers.parse(sampler or student.sampler)
+        if not student.is_made_for(sampler):
+            console.warn(
+                f"--sampler={sampler}: this student was made for {student.sampler}; "
+                "with another sampler its samples are worse"
+            )
         job = {
             "student": student.digest[:16],
             "num_steps": student.steps(None),
@@ -157,7 +160,7 @@ class _Draw:
             with Interrupt() as interrupt:
                 for places in wanted:
                     interrupt.check()
-                    given = dict(sampler=self.job["sampler"], batch=BATCH)
+                    given = dict(sampler=self.job["sampler"], force=True, batch=BATCH)
                     x = self.student.at(self._key, places, self._label, **given)
                     yield places, x
                     progress.advance(steps * len(places), f"{num} samples")
@@ -184,14 +187,17 @@ def _foreign(out: pathlib.Path, error: Exception | str) -> Refused:
     )
 
 
-def _finished(out: pathlib.Path, job: dict, read) -> bool:
-    """Whether a file is there already, with this job's samples."""
+def _finished(out: pathlib.Path, job: dict, read: Callable[[], str | None]) -> bool:
+    """Whether a file is there already, with this job's samples, as `read` tells."""
     if not out.exists():
         return False
     try:
-        before = json.loads(read())
+        before = read()
+        before = before and json.loads(before)
     except Exception as error:  # a file of anybody's
         raise _foreign(out, files.brief(error)) from error
+    if not isinstance(before, dict):
+        raise _foreign(out, "it says of no student")
     _same(before, job, out)
     console.say(f"{out}: done already, nothing to do")
     return True
@@ -204,7 +210,12 @@ def _grid(draw: _Draw, num: int, out: pathlib.Path) -> None:
             "file NAME.npz"
         )
     job = draw.job | {"num": num}
-    if _finished(out, job, lambda: Image.open(out).text["pd_jax"]):
+
+    def read():
+        with Image.open(out) as image:
+            return image.info.get("pd_jax")
+
+    if _finished(out, job, read):
         return
     images = np.concatenate([x for _, x in draw.batches(num)])
     side = math.isqrt(num - 1) + 1
@@ -259,7 +270,12 @@ def _png(path: pathlib.Path, image: np.ndarray) -> None:
 
 def _array(draw: _Draw, num: int, out: pathlib.Path) -> None:
     job = draw.job | {"num": num}
-    if _finished(out, job, lambda: str(files.read_npz(out, ["pd_jax"])["pd_jax"])):
+
+    def read():
+        found = files.read_npz(out, ["pd_jax"])
+        return str(found["pd_jax"]) if found else None
+
+    if _finished(out, job, read):
         return
     parts = out.with_name(f".{out.name}.parts")
     _own(parts, job, out)

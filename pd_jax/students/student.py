@@ -120,6 +120,15 @@ class Student:
             )
         return num_steps
 
+    def is_made_for(self, sampler: str | None) -> bool:
+        """Whether a sampler is the one to sample with: a teacher takes any.
+
+        Raises:
+          Refused: for an unknown one.
+        """
+        own = samplers.parse(self.sampler)
+        return samplers.parse(sampler or self.sampler) == own or not self.num_steps
+
     def label_of(self, label: int | str | None) -> int:
         """A label as its number, `ANY` for None; Refused for one that is none."""
         if label is None:
@@ -156,14 +165,15 @@ class Student:
             each class as likely as the others.
           num_steps: another of its `step_counts`, or, with `force`, any; a teacher
             needs it.
-          sampler: another method of `samplers.sample`.
+          sampler: another method of `samplers.sample`, for a teacher, or with `force`.
           batch: samples that are drawn at once, over all devices.
 
         Returns:
           uint8 [num, H, W, C]; float32 [num, ...] where samples are no images.
 
         Raises:
-          Refused: for a step count that it was not made for, or an unknown label.
+          Refused: for a step count or sampler that it was not made for, or an unknown
+            label.
         """
         if num < 1:
             raise Refused(f"num={num}: at least 1")
@@ -184,6 +194,11 @@ class Student:
     ) -> np.ndarray:
         """The samples at `places` [N] of `sample`'s order; as there otherwise."""
         steps = self.steps(num_steps, force)
+        if not self.is_made_for(sampler) and not force:
+            raise Refused(
+                f'sampler="{sampler}": this student was made for "{self.sampler}"; '
+                "force=True samples with another one, at a loss of quality"
+            )
         if label is None or isinstance(label, int | str | np.integer):
             label = [label] * len(places)
         if len(label) != len(places):
