@@ -49,6 +49,14 @@ def _diff_instruct(student: ConfigDict) -> None:
     student.ema = 0.998
 
 
+def _boot(student: ConfigDict) -> None:
+    student.updates = 4000
+    student.learning_rate = 2e-3
+    student.grid = 32
+    student.decay = "linear"
+    student.ema = 0.99
+
+
 def _consistency_training(student: ConfigDict) -> None:
     student.updates = 4000
     student.learning_rate = 2e-3
@@ -65,6 +73,25 @@ def _imitation(student: ConfigDict) -> None:
     student.ema = 0.99
 
 
+def _shortcut(student: ConfigDict) -> None:
+    student.updates = 4000
+    student.learning_rate = 2e-3
+    student.grid = 32
+    student.average = 0.99
+    student.decay = "linear"
+    student.ema = 0.99
+
+
+def _trajectory(student: ConfigDict) -> None:
+    student.updates = 4000
+    student.learning_rate = 2e-3
+    student.grid = 32
+    student.solver = "ddim"
+    student.average = 0.95
+    student.decay = "linear"
+    student.ema = 0.99
+
+
 def _tract(student: ConfigDict) -> None:
     student.start = 32
     student.steps = (4, 1)
@@ -76,11 +103,14 @@ def _tract(student: ConfigDict) -> None:
 
 
 METHODS = {
+    "boot": _boot,
     "consistency_distillation": _consistency_distillation,
     "consistency_training": _consistency_training,
     "diff_instruct": _diff_instruct,
     "imitation": _imitation,
+    "shortcut": _shortcut,
     "tract": _tract,
+    "trajectory": _trajectory,
 }
 
 

@@ -56,6 +56,14 @@ def _diff_instruct(student: ConfigDict) -> None:
     student.ema = 0.998
 
 
+def _boot(student: ConfigDict) -> None:
+    student.batch = 512
+    student.updates = 6000
+    student.grid = 16
+    student.decay = "linear"
+    student.ema = 0.99
+
+
 def _consistency_training(student: ConfigDict) -> None:
     student.batch = 512
     student.updates = 6000
@@ -72,6 +80,26 @@ def _imitation(student: ConfigDict) -> None:
     student.ema = 0.99
 
 
+def _shortcut(student: ConfigDict) -> None:
+    student.batch = 512
+    student.updates = 6000
+    student.grid = 16
+    student.average = 0.99
+    student.decay = "linear"
+    student.ema = 0.99
+
+
+def _trajectory(student: ConfigDict) -> None:
+    student.batch = 512
+    student.updates = 4000
+    student.grid = 16
+    student.solver = "ddim"
+    student.average = 0.95
+    student.compare = "arc"
+    student.decay = "linear"
+    student.ema = 0.99
+
+
 def _tract(student: ConfigDict) -> None:
     student.batch = 512
     student.start = 32
@@ -83,11 +111,14 @@ def _tract(student: ConfigDict) -> None:
 
 
 METHODS = {
+    "boot": _boot,
     "consistency_distillation": _consistency_distillation,
     "consistency_training": _consistency_training,
     "diff_instruct": _diff_instruct,
     "imitation": _imitation,
+    "shortcut": _shortcut,
     "tract": _tract,
+    "trajectory": _trajectory,
 }
 
 

@@ -36,7 +36,8 @@ import jax.numpy as jnp
 from pd_jax.diffusion import Prediction, expand
 from pd_jax.schedules import Schedule
 
-Denoiser = Callable[[jax.Array, jax.Array], Prediction]  # (z [B, ...], logsnr [B])
+# (z [B, ...], logsnr [B]); one that knows of a second time takes its logsnr [B], too.
+Denoiser = Callable[..., Prediction]
 
 
 class Arc(NamedTuple):
@@ -81,8 +82,8 @@ def points_at(z: jax.Array, v: jax.Array, phi: jax.Array) -> jax.Array:
     return travel(z, Arc(v, phi))
 
 
-def _angle(schedule: Schedule, t: jax.Array) -> jax.Array:
-    """A time's angle; at time 0 that of the data itself, 0."""
+def angle(schedule: Schedule, t: jax.Array) -> jax.Array:
+    """A time's angle, [B]; at time 0 that of the data itself, 0."""
     return jnp.where(t > 0, schedule.angle(t), 0.0)
 
 
@@ -93,7 +94,20 @@ def ddim(denoise: Denoiser, schedule: Schedule) -> Mover:
     """
 
     def move(z, t, s):
-        return Arc(denoise(z, schedule(t)).v, _angle(schedule, t) - _angle(schedule, s))
+        return Arc(denoise(z, schedule(t)).v, angle(schedule, t) - angle(schedule, s))
+
+    return move
+
+
+def jump(denoise: Denoiser, schedule: Schedule) -> Mover:
+    """The mover of a denoiser that is asked with the noise level to be reached.
+
+    That of `ddim` where the denoiser knows of no second time.
+    """
+
+    def move(z, t, s):
+        v = denoise(z, schedule(t), schedule(s)).v
+        return Arc(v, angle(schedule, t) - angle(schedule, s))
 
     return move
 

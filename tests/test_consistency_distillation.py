@@ -234,7 +234,7 @@ def test_both_halves_are_one_network_with_one_mask(cosine):
     class Asked:
         def denoiser(self, params, label=None, dropout_key=None):
             asked.append((*params, label, dropout_key))
-            return GAUSSIAN
+            return lambda z, logsnr, until=None: GAUSSIAN(z, logsnr)
 
     parts = Parts("ladder", Asked(), cosine, Optimizer(), (2,), GAUSSIAN)
     method = Method(parts, average=0.5)

@@ -25,22 +25,29 @@ from tests.killed import Aim
 
 ROOT = pathlib.Path(__file__).parents[1]
 COUNTS = {
+    "boot": [1],
     "consistency_distillation": [4, 2, 1],
     "consistency_training": [4, 2, 1],
     "diff_instruct": [1],
     "imitation": [4, 2, 1],
+    "shortcut": [4, 2, 1],
     "tract": [2, 1],
+    "trajectory": [4, 2, 1],
 }
 SAMPLERS = dict.fromkeys(COUNTS, "ddim") | {
     "consistency_distillation": "consistency",
     "consistency_training": "consistency",
+    **dict.fromkeys(("boot", "shortcut", "trajectory"), "path"),
 }
 TITLES = {
+    "boot": "BOOT",
     "consistency_distillation": "Consistency distillation",
     "consistency_training": "Consistency training",
     "diff_instruct": "Diff-Instruct",
     "imitation": "Imitation",
+    "shortcut": "Shortcut models",
     "tract": "TRACT",
+    "trajectory": "Consistency trajectory models",
 }
 CONFIGS = ("digits", "mixture2d")
 ANY = r"open|os\.(mkdir|rename|remove|rmdir)"

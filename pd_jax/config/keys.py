@@ -369,7 +369,11 @@ def check(config: ConfigDict, num_devices: int) -> None:
     }
     for key, known in choices.items():
         registry.check(values[key], known, key)
-    samplers.parse(config.eval.sampler)
+    if samplers.get(config.eval.sampler).jumps:
+        raise Refused(
+            f'eval.sampler="{config.eval.sampler}" is for students that know where a '
+            "step is to go, and their methods say so; give the teacher's"
+        )
     for key in ("seed", "eval.seed"):
         if not 0 <= values[key] < 2**31:
             raise Refused(f"{key}={values[key]}: must be at least 0 and below 2^31")

@@ -3,9 +3,10 @@
 From z at time t a first arc goes a short way, to u, and an average of the model itself
 goes on from there, to s:
 
-    target = join(first: t -> u, average: u -> s),   model(z, t) -> target
+    target = join(first: t -> u, average: u -> s),   model(z, t, s) -> target
 
-The target's gradient is stopped, and at u = s the second arc has no length.
+The target's gradient is stopped, and at u = s the second arc has no length. For a model
+that knows no second time s is implied by t.
 """
 
 import dataclasses
@@ -14,10 +15,18 @@ import jax
 import jax.numpy as jnp
 
 from pd_jax import arcs
-from pd_jax.arcs import Mover
-from pd_jax.diffusion import LOSSES, diffuse, predict, robust, weighted_mse
+from pd_jax.arcs import Arc, Denoiser, Mover
+from pd_jax.diffusion import (
+    LOSSES,
+    diffuse,
+    predict,
+    robust,
+    velocity,
+    weighted_mse,
+)
 from pd_jax.methods import _draws
 from pd_jax.methods._single import Single
+from pd_jax.schedules import Schedule
 from pd_jax.training.method import setting
 from pd_jax.training.optimizer import Decay
 from pd_jax.training.state import TrainState
@@ -49,6 +58,16 @@ def below(
     return t, jnp.where(u - s < 1e-3 / grid, s, u), s
 
 
+def line(x: jax.Array, eps: jax.Array, schedule: Schedule) -> Mover:
+    """The mover along an example's own line, on which x and eps [B, ...] stay."""
+
+    def move(z, t, s):
+        delta = arcs.angle(schedule, t) - arcs.angle(schedule, s)
+        return Arc(velocity(x, eps, schedule(t)), delta)
+
+    return move
+
+
 @dataclasses.dataclass(frozen=True)
 class Joined(Single):
     """A method whose target is a first arc joined with the model's own.
@@ -70,10 +89,24 @@ class Joined(Single):
         """The one that makes the target."""
         return {TARGET: self.average}
 
-    def first(self, state: TrainState, batch: dict, eps: jax.Array) -> Mover:
-        """What makes the first arc, for examples with the noise eps: the teacher."""
+    def movers(
+        self,
+        state: TrainState,
+        batch: dict,
+        keys: jax.Array,
+        eps: jax.Array,
+        own: Denoiser,
+    ) -> tuple[Mover, Mover]:
+        """What makes the two arcs: here the teacher's solver, and the average.
+
+        Args:
+          state, batch, keys: the update's.
+          eps: the examples' noise.
+          own: the average's denoiser.
+        """
         teacher = self.parts.teacher(state, batch.get("label"))
-        return SOLVERS[self.solver](teacher, self.parts.schedule)
+        schedule = self.parts.schedule
+        return SOLVERS[self.solver](teacher, schedule), arcs.jump(own, schedule)
 
     def grid_and_segments(self, state: TrainState) -> tuple[jax.Array, jax.Array]:
         """Intervals of the grid of times, and segments of it, at the state's update."""
@@ -99,19 +132,36 @@ class Joined(Single):
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """How far the model's arc is from the joined ones, per example, [B]."""
-        x, label = batch["image"], batch.get("label")
-        model, schedule = self.parts.model, self.parts.schedule
-        t, u, s = self.times(state, keys)
-        eps = _draws.normal_like(keys, x)
-        z = diffuse(x, eps, schedule(t))
-        own = state.model.averages.get(TARGET, params)
-        movers = [
-            self.first(state, batch, eps),
-            # With the student's own dropout masks: both halves are one function.
-            arcs.ddim(model.denoiser(own, label, dropout_key), schedule),
-        ]
-        arc = jax.lax.stop_gradient(arcs.chain(z, (t, u, s), movers))
-        prediction = model.denoiser(params, label, dropout_key)(z, schedule(t))
+        schedule = self.parts.schedule
+        times = t, u, s = self.times(state, keys)
+        z, eps = self.noised(batch, keys, t)
+        own, denoise = self.denoisers(state, params, batch, dropout_key)
+        movers = self.movers(state, batch, keys, eps, own)
+        arc = jax.lax.stop_gradient(arcs.chain(z, times, movers))
+        prediction = denoise(z, schedule(t), schedule(s))
         truth = predict(arc.v, z, schedule(t), "v")
         losses = weighted_mse(prediction, truth, self.weighting)
-        return self.weight(t, u) * robust(losses, x[0].size, self.loss)
+        return self.weight(t, u) * robust(losses, z[0].size, self.loss)
+
+    def noised(
+        self, batch: dict, keys: jax.Array, t: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Where the arcs start, z at times t, and the noise eps in it; [B, ...]."""
+        x = batch["image"]
+        eps = _draws.normal_like(keys, x)
+        return diffuse(x, eps, self.parts.schedule(t)), eps
+
+    def denoisers(
+        self,
+        state: TrainState,
+        params: dict,
+        batch: dict,
+        dropout_key: jax.Array | None,
+    ) -> tuple[Denoiser, Denoiser]:
+        """The average's denoiser, and the model's own.
+
+        Both with the same dropout masks: the two halves are one function.
+        """
+        label, model = batch.get("label"), self.parts.model
+        average = state.model.averages.get(TARGET, params)
+        return tuple(model.denoiser(p, label, dropout_key) for p in (average, params))

@@ -22,10 +22,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from pd_jax.arcs import Arc, Mover
-from pd_jax.diffusion import velocity
+from pd_jax import arcs
+from pd_jax.arcs import Denoiser, Mover
 from pd_jax.methods import _draws
-from pd_jax.methods._joined import TARGET, below
+from pd_jax.methods._joined import TARGET, below, line
 from pd_jax.methods._jumps import Jumps
 from pd_jax.runtime.errors import Refused
 from pd_jax.training.method import setting
@@ -78,15 +78,17 @@ class Method(Jumps):
 
         return {TARGET: decay}
 
-    def first(self, state: TrainState, batch: dict, eps: jax.Array) -> Mover:
-        """The example's own line, an arc of any length."""
-        x, schedule = batch["image"], self.parts.schedule
-
-        def move(z, t, s):
-            angle = jnp.where(s > 0, schedule.angle(s), 0.0)
-            return Arc(velocity(x, eps, schedule(t)), schedule.angle(t) - angle)
-
-        return move
+    def movers(
+        self,
+        state: TrainState,
+        batch: dict,
+        keys: jax.Array,
+        eps: jax.Array,
+        own: Denoiser,
+    ) -> tuple[Mover, Mover]:
+        """The example's own line, and the average."""
+        schedule = self.parts.schedule
+        return line(batch["image"], eps, schedule), arcs.jump(own, schedule)
 
     def times(
         self, state: TrainState, keys: jax.Array

@@ -50,9 +50,10 @@ def check_label(label: jax.Array | None, num_classes: int) -> jax.Array:
     return label
 
 
-def add_extra(
-    embedding: jax.Array, extra: jax.Array | None, name: str = "extra_emb"
-) -> jax.Array:
+EXTRA = "extra_emb"  # its weights' name in a network
+
+
+def add_extra(embedding: jax.Array, extra: jax.Array | None) -> jax.Array:
     """Adds a linear map of extra conditioning [B, K], 0 at first; nothing where None.
 
     Called within a module's `__call__`: the map's weights exist where extra is given.
@@ -60,6 +61,6 @@ def add_extra(
     if extra is None:
         return embedding
     zeros = nn.initializers.zeros
-    return embedding + nn.Dense(embedding.shape[-1], kernel_init=zeros, name=name)(
+    return embedding + nn.Dense(embedding.shape[-1], kernel_init=zeros, name=EXTRA)(
         extra
     )

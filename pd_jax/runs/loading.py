@@ -18,6 +18,7 @@ from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config import setup
 from pd_jax.evaluation.rows import Row, row_of, student_rows
 from pd_jax.models import Model
+from pd_jax.models._embedding import EXTRA
 from pd_jax.runs import record as records
 from pd_jax.runs.record import Record
 from pd_jax.runs.stage_record import StageRecord
@@ -164,7 +165,10 @@ def _check(shapes: dict, model: Model, shape: tuple[int, ...]) -> None:
         return function(*given, **named)
 
     with nn.intercept_methods(count):
-        like = bundle.flatten(_made(_shapes, model, shape))
+        like = _made(_shapes, model, shape)
+        if any(name.startswith(f"{EXTRA}/") for name in shapes):
+            like = jax.eval_shape(lambda p: model.with_second_time(p, shape), like)
+        like = bundle.flatten(like)
     off = sorted(
         f"{name} is {shapes.get(name)}, not {getattr(like.get(name), 'shape', None)}"
         for name in shapes.keys() | like.keys()

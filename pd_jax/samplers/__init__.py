@@ -157,10 +157,11 @@ def sample(
         t = jnp.asarray(n, z.dtype) / jnp.asarray(num_steps, z.dtype)
         return Level(t, schedule.angle(t), schedule(t))
 
-    def view(z, level):
-        """x, clipped, and the v that points at it."""
-        x, _, v = denoise(z, jnp.broadcast_to(level.logsnr, z.shape[:1]))
-        if clip:
+    def view(z, level, until=None):
+        """x, clipped, and the v that points at it; or those of a jump."""
+        levels = [one.logsnr for one in (level, until) if one is not None]
+        x, _, v = denoise(z, *(jnp.broadcast_to(n, z.shape[:1]) for n in levels))
+        if clip and until is None:
             x = jnp.clip(x, -1.0, 1.0)
             alpha, sigma = alpha_sigma(level.logsnr)
             v = (alpha * z - x) / sigma
@@ -169,7 +170,10 @@ def sample(
     def body(i, carry):
         z, memory = carry
         n = num_steps - i
-        x, v = view(z, level(n))
+        until = None
+        if sampler.jumps:
+            until = sampler.until(level(n), level(n - 1))
+        x, v = view(z, level(n), until)
         of_step = None
         if sampler.draws:
             of_step = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
@@ -180,4 +184,4 @@ def sample(
 
     memory = sampler.start(level(num_steps), z)
     x, _ = jax.lax.fori_loop(0, num_steps, body, (z, memory))
-    return x
+    return jnp.clip(x, -1.0, 1.0) if clip and sampler.jumps else x

@@ -26,11 +26,19 @@ class Sampler(Protocol):
       label: the name in tables and plots.
       evaluations: of the denoiser in a step, the loop's own included.
       draws: whether a step draws noise, and so needs keys.
+      jumps: whether the denoiser is asked with a second level, that of `until`; then v
+        is that of the whole step, which lands where its arc does, and no prediction is
+        clipped but the last.
     """
 
     label: str
     evaluations: int = 1
     draws: bool = False
+    jumps: bool = False
+
+    def until(self, level: Level, following: Level) -> Level:
+        """The level that a sampler which `jumps` asks to be taken to."""
+        return following
 
     def start(self, level: Level, z: jax.Array) -> Any:
         """The memory before the first step, a pytree; () for independent steps."""
