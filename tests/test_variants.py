@@ -82,7 +82,9 @@ def test_its_cost_is_known_before(name, method, capsys):
     # An exact teacher costs nothing; an input needs no gradient.
     asked = 2 + (name == "mixture2d") + (method == "diff_instruct")
     passes = cost.flops / cost.batch / costs.forward
-    assert student.forwards - asked < passes <= student.forwards
+    # To a miniature's passes a second time's embedding adds something.
+    most = student.forwards * (1.25 if SAMPLERS[method] == "path" else 1.0)
+    assert student.forwards - asked < passes <= most
     weights = cost.memory["weights"]
     assert cost.memory["optimizer"] == pytest.approx(2 * weights, rel=0.01)
     estimate.run(config, name)
