@@ -263,7 +263,8 @@ class Subject:
 
         Where the next checkpoint is too far for a round, one is timed by itself.
         """
-        progress = Progress(1, 0, math.inf, shown=False)
+        work = {self.training.name: (0, 1)}
+        progress = Progress("measurement", work, math.inf, shown=False)
         loop = Loop(
             self.training,
             self._stage,

@@ -173,7 +173,12 @@ class Evaluation:
 
     def work(self, row: Row) -> int:
         """A row's forward passes of one example."""
-        return self._passes(row.num_steps, row.sampler) * self._config.num_samples
+        each = self._passes(row.num_steps, row.sampler)
+        return each * self._drawn(self._config.num_samples)
+
+    def _drawn(self, num: int) -> int:
+        """Samples that are drawn for so many: the last batch is padded."""
+        return -(-num // self._batch) * self._batch
 
     def _passes(self, num_steps: int, sampler: str) -> int:
         """Forward passes of one sample."""
@@ -182,7 +187,7 @@ class Evaluation:
     @property
     def reference_work(self) -> dict[str, int]:
         """Forward passes of one example for each kind of reference samples."""
-        num = self._config.paired_samples
+        num = self._drawn(self._config.paired_samples)
         each = self._passes(self.reference_steps, self._config.sampler)
         work = {"reference_teacher": num * each}
         if self._setup.dataset.denoise is not None:
@@ -241,10 +246,11 @@ class Evaluation:
         """Samples that others are compared with one by one; read or made."""
         if self.has(name):
             return self.saved_samples(name)
-        parts = []
+        parts, text = [], f"sampling: {name.replace('_', ', ')}"
+        advance(0, text)
         for part in batches:
             parts.append(part)
-            advance(len(part) * each, f"sampling: {name.replace('_', ', ')}")
+            advance(self._batch * each, text)
         self._keep(f"{name}.npy", np.concatenate(parts))
         return np.concatenate(parts)
 
@@ -298,7 +304,7 @@ class Evaluation:
                 )
             first.append(x[: max(0, keep - summary.num)])
             summary.add(x)
-            advance(len(x) * each, text)
+            advance(self._batch * each, text)
         x = np.concatenate(first)
         both = metrics.Comparison(summary, self._data, x, self._references)
         entry = {

@@ -155,7 +155,7 @@ class _Draw:
         wanted = [places for places in _batches(num) if missing(places)]
         steps = self.job["num_steps"]
         done = steps * (num - sum(map(len, wanted)))
-        progress = Progress(steps * num, done, seconds=5.0)
+        progress = Progress("sampling", {"samples": (done, steps * num)}, seconds=5.0)
         try:
             with Interrupt() as interrupt:
                 for places in wanted:
@@ -163,7 +163,8 @@ class _Draw:
                     given = dict(sampler=self.job["sampler"], force=True, batch=BATCH)
                     x = self.student.at(self._key, places, self._label, **given)
                     yield places, x
-                    progress.advance(steps * len(places), f"{num} samples")
+                    work = steps * len(places)
+                    progress.advance("samples", work, f"{num} samples")
                 interrupt.check()
         finally:
             progress.close()

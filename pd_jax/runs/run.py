@@ -32,6 +32,8 @@ from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL, TrainState
 from pd_jax.training.training import Training
 
+EVALUATION = "evaluation"  # a part of a run, beside its trainings
+
 
 class OutOfMemory(MemoryError):
     """A device's memory was not enough.
@@ -130,19 +132,19 @@ class _Run:
 
     def all(self) -> dict:
         """Everything, in order; returns the report."""
-        done, total, present = self._work()
+        work, present = self._work()
         self.callbacks.on_begin(self.setup, present)
         first = processes.is_first()
-        self.progress = Progress(total, done, self.options.log_seconds, shown=first)
+        self.progress = Progress("run", work, self.options.log_seconds, shown=first)
         try:
             with Interrupt() as self.interrupt:
                 for training in self.setup.trainings:
                     for stage in training.stages:
                         with _out_of_memory(training.name, self.setup):
                             self._train(training, stage)
-                        with _out_of_memory("evaluation", self.setup):
+                        with _out_of_memory(EVALUATION, self.setup):
                             self._end_where_worse(training, stage)
-                with _out_of_memory("evaluation", self.setup):
+                with _out_of_memory(EVALUATION, self.setup):
                     self._evaluate(rows(self.setup))
         finally:
             self.progress.close()
@@ -152,12 +154,15 @@ class _Run:
         }
         return processes.on_first_process(lambda: self._report(facts))
 
-    def _work(self) -> tuple[int, int, list[str]]:
-        """Work done and in all, in forward passes of one example; what is there."""
-        done = total = 0
+    def _work(self) -> tuple[dict[str, tuple[int, int]], list[str]]:
+        """Work by part, done and in all; what is there.
+
+        A part is a training or the evaluation, its work forward passes of one example.
+        """
+        work = {}
         present, self.begun = [], set()  # the stages that have a checkpoint
         for training in self.setup.trainings:
-            each = training.batch * training.method.forwards
+            each, done = training.work, 0
             for stage in training.stages:
                 with self.stages.open(stage) as checkpoints:
                     skipped = stage.updates - checkpoints.end
@@ -167,18 +172,22 @@ class _Run:
                         at = f"at {checkpoints.updates}/{checkpoints.end}"
                         at = "done" if checkpoints.finished else at
                         present.append(f"{stage.name} {at}")
-                total += each * stage.updates
-        for name, work in self.evaluation.reference_work.items():
-            done += work * self.evaluation.has(name)
-            total += work
-        for row in rows(self.setup):
-            work = self.evaluation.work(row)
-            done += work * self.evaluation.done(row)
-            total += work
+            updates = sum(stage.updates for stage in training.stages)
+            work[training.name] = done, each * updates
+        measured = [
+            (amount, self.evaluation.has(name))
+            for name, amount in self.evaluation.reference_work.items()
+        ]
+        measured += [
+            (self.evaluation.work(row), self.evaluation.done(row))
+            for row in rows(self.setup)
+        ]
+        done = sum(amount for amount, done in measured if done)
+        work[EVALUATION] = done, sum(amount for amount, _ in measured)
         sampled = sum(map(self.evaluation.done, rows(self.setup)))
         if sampled:
             present.append(f"{sampled} of {len(rows(self.setup))} rows measured")
-        return done, total, present
+        return work, present
 
     def _followed(self, stage: Stage) -> bool:
         """Whether later stages or figures have come from a stage."""
@@ -307,6 +316,11 @@ class _Run:
             return any(texts)
 
         if processes.on_first_process(worse):
+            later = training.stages[training.stages.index(stage) + 1 :]
+            updates = sum(s.updates for s in later)
+            self.progress.drop(training.name, updates * training.work)
+            gone = sum(self.evaluation.work(r) for s in later for r in self._rows(s))
+            self.progress.drop(EVALUATION, gone)
             del training.stages[training.stages.index(stage) + 1 :]
             self.progress.warn(f"{stage.name} is worse than its teacher: the last one")
 
@@ -318,7 +332,7 @@ class _Run:
 
         def advance(work, text):
             self.interrupt.check()
-            self.progress.advance(work, text)
+            self.progress.advance(EVALUATION, work, text)
 
         if missing:
             teacher = self.setup.released  # None for the exact one

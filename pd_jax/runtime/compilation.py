@@ -1,6 +1,7 @@
 """Compiling: less time for it, and programs kept from one process to the next."""
 
 import contextlib
+import functools
 import gc
 import pathlib
 from collections.abc import Iterator
@@ -11,6 +12,12 @@ from pd_jax.runtime import console
 
 FOLDER = "~/.cache/pd_jax/compiled"
 LEAST_SECONDS = 0.2  # of a compilation that is worth keeping
+BACKEND = "/jax/core/compile/backend_compile_duration"
+STEPS = (
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    BACKEND,
+)
 
 
 def keep() -> None:
@@ -42,6 +49,24 @@ def without_gc() -> Iterator[None]:
             gc.enable()
 
 
+@functools.cache
+def _spent() -> list[float]:
+    """Seconds spent compiling since the first call, one number."""
+    spent = [0.0]
+
+    def done(event: str, seconds: float, **kw) -> None:
+        if event in STEPS:
+            spent[0] += seconds
+
+    jax.monitoring.register_event_duration_secs_listener(done)
+    return spent
+
+
+def seconds() -> float:
+    """Seconds of tracing and compiling in this process since it first asked."""
+    return _spent()[0]
+
+
 def tell() -> None:
     """Says, as a detail, what was compiled or read from the cache, and how long."""
     hits = []
@@ -51,7 +76,7 @@ def tell() -> None:
             hits.append(event)
 
     def done(event: str, seconds: float, **kw) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
+        if event == BACKEND:
             what = "read from the cache" if hits else "compiled"
             hits.clear()
             if seconds > LEAST_SECONDS:

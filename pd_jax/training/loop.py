@@ -1,7 +1,5 @@
 """The hot loop of one stage: the device always has its next update waiting."""
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,12 +66,10 @@ class Loop:
         if training.measure:
             self._checked = _validation_batches(training)
         self._held: list[dict] = []  # this interval's metrics, still on the device
-        self._late: tuple[int, list[dict], float] | None = (
-            None  # those of the one before
-        )
-        self._clock = time.monotonic(), done
-        self._work = training.batch * training.method.forwards  # of an update
-        self._text = f"{stage.name}  starting"
+        self._late: tuple[int, list[dict]] | None = None  # those of the one before
+        self._work = training.work
+        self._ended = done  # updates, as far as is known
+        self._loss = ""
 
     def passed(self, every: int) -> bool:
         """Whether the last call went past a multiple of `every` updates."""
@@ -82,17 +78,29 @@ class Loop:
     def call(self, state):
         """One call of the step; returns the new state, not waited for."""
         training = self._training
+        if not training.step.traces:
+            self._progress.show(f"{self._stage.name}  compiling")
         state, metrics = training.step(state, next(self._feed), training.key)
-        self._pace.add(metrics)
         self.done += training.step.substeps
         self._held.append(metrics)
+        self._advance(self._pace.add(metrics))
         if self.passed(self._every):
             self._write(self._late)
-            # The interval before has just been waited for: a fair clock for this one.
-            self._late = self.done, self._held, time.monotonic()
-            self._held = []
-        self._progress.advance(training.step.substeps * self._work, self._text)
+            self._late, self._held = (self.done, self._held), []
         return state
+
+    def _advance(self, calls: int) -> None:
+        """Tells of calls that have ended."""
+        if not calls:
+            return
+        name, updates = self._training.name, calls * self._training.step.substeps
+        self._ended += updates
+        text = f"{self._stage.name}  {self._ended}/{self.end}{self._loss}"
+        if self._pace.rate is not None:
+            rate = self._pace.rate * self._training.step.substeps
+            text += f"  {rate:.0f}" if rate >= 10 else f"  {rate:#.2g}"
+            text += " updates/s"
+        self._progress.advance(name, updates * self._work, text)
 
     @property
     def facts(self) -> dict:
@@ -123,7 +131,7 @@ class Loop:
             self.end = rule.end(self.done, planned, cooldown)
             updates = training.step.place(jnp.int32(self.end))
             state = state.replace(stage={**state.stage, "updates": updates})
-            self._progress.advance((planned - self.end) * self._work)
+            self._progress.drop(training.name, (planned - self.end) * self._work)
             self._progress.say(
                 f"{self._stage.name}: a plateau at update {self.done}, ends after "
                 f"{self.end} of {planned} updates"
@@ -145,17 +153,17 @@ class Loop:
         Raises:
           Diverged: where too many updates in a row were skipped.
         """
+        self._advance(self._pace.drain())
         self._write(self._late)
-        jax.block_until_ready(self._held)
-        self._write((self.done, self._held, time.monotonic()))
+        self._write((self.done, self._held))
         self._late, self._held = None, []
         self._callbacks.flush()
         return not self._in_a_row
 
-    def _write(self, interval: tuple[int, list[dict], float] | None) -> None:
+    def _write(self, interval: tuple[int, list[dict]] | None) -> None:
         if interval is None or not interval[1]:
             return
-        update, metrics, clock = interval
+        update, metrics = interval
         metrics = jax.device_get(metrics)
         figures = {
             name: np.concatenate([np.atleast_1d(m[name]) for m in metrics])
@@ -174,13 +182,8 @@ class Loop:
             entry["validation_loss"] = self._validation[update]
         self._callbacks.on_metrics(entry)
         self._count(numbers, skipped, figures)
-        (before, at), self._clock = self._clock, (clock, update)
-        rate = (update - at) / max(clock - before, 1e-9)
         loss = "not finite" if entry["loss"] is None else f"{entry['loss']:.3g}"
-        self._text = (
-            f"{self._stage.name}  {update}/{self.end}  "
-            f"loss {loss}  {rate:.0f} updates/s"
-        )
+        self._loss = f"  loss {loss}"
 
     def _place(self, update: int) -> dict:
         """An update, and the first and last places in the data's order that it saw."""
