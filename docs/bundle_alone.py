@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from jax import export
 
-with open(sys.argv[1], "rb") as file:  # safetensors: a length, a JSON header, the data
+path = sys.argv[1] if sys.argv[1:] else sys.exit("give the file of a bundle")
+with open(path, "rb") as file:  # safetensors: a length, a JSON header, the data
     header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     data = file.read()
 about = json.loads(header.pop("__metadata__")["pd_jax"])["content"]

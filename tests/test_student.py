@@ -322,3 +322,19 @@ def test_the_stand_alone_reader_is_short_and_needs_little():
     text = ALONE.read_text()
     assert len(text.splitlines()) <= 30
     assert "import pd_jax" not in text
+    reader = text[text.index("import json") : text.index("print(")].strip()
+    readme = (ALONE.parents[1] / "README.md").read_text()
+    assert [
+        line for line in reader.splitlines() if line not in readme.splitlines()
+    ] == [
+        "import json",
+        "import sys",
+        "import jax",
+        "import numpy as np",
+    ]
+
+
+def test_the_stand_alone_reader_without_a_file():
+    done = subprocess.run([sys.executable, ALONE], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "give the file of a bundle\n"
