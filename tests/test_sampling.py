@@ -1,6 +1,7 @@
 """Students of a run's folder: loading, exporting, and samples on the command line."""
 
 import json
+import multiprocessing
 import shutil
 
 import jax
@@ -185,6 +186,33 @@ def test_an_array_goes_on_where_it_was_stopped(bundle, tmp_path, stopped, capsys
     assert close(found, expected.repeat(3, axis=-1))
     samples.sample(bundle, str(out), 30)
     assert "nothing to do" in capsys.readouterr().out
+
+
+def wait_and_write(bundle, out, barrier):
+    barrier.wait(60)
+    samples.sample(bundle, out, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["many.npz", "many", "many.png"])
+def test_processes_that_write_one_target_all_end_well(name, bundle, tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    barrier = spawn.Barrier(3)
+    given = str(bundle), str(tmp_path / name), barrier
+    processes = [spawn.Process(target=wait_and_write, args=given) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    expected = pd_jax.load(bundle).sample(jax.random.key(0), 40)
+    if name == "many.npz":
+        with np.load(tmp_path / name) as file:
+            assert close(file["arr_0"], expected.repeat(3, axis=-1))
+    if name == "many":
+        pictures = sorted(path.name for path in (tmp_path / name).iterdir())
+        assert pictures == [samples.JOB, *(f"{i:06d}.png" for i in range(40))]
 
 
 WRONG = {

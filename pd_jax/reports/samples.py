@@ -4,6 +4,8 @@ Folders and arrays are made batch by batch, and go on where they were stopped: w
 samples they hold is a function of student, seed, label and place alone.
 """
 
+import contextlib
+import fcntl
 import io
 import json
 import math
@@ -25,7 +27,7 @@ from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupt
 from pd_jax.runtime.progress import Progress
 from pd_jax.storage import files
-from pd_jax.storage.writers import write_whole
+from pd_jax.storage.writers import replacing, write_whole
 from pd_jax.students.student import Student
 
 BATCH = 256
@@ -229,44 +231,81 @@ def _grid(draw: _Draw, num: int, out: pathlib.Path) -> None:
     console.say(f"{out}: {num} samples")
 
 
-def _own(folder: pathlib.Path, job: dict, out: pathlib.Path) -> None:
-    """Takes a folder for a job; Refused where it is another's."""
+@contextlib.contextmanager
+def _own(folder: pathlib.Path, job: dict, out: pathlib.Path) -> Iterator[None]:
+    """Takes a folder for a job, one process at a time: others wait for their turn.
+
+    Raises:
+      Refused: where the folder is another job's, or none's.
+    """
     place = folder / JOB
+    while True:
+        _check(folder, place, job, out)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            _wait(lock, out)
+            # Who held it may have removed the folder at the end.
+            if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
+                if not place.exists():
+                    write_whole(epath.Path(place), json.dumps(job))
+                yield
+                return
+        finally:
+            os.close(lock)
+
+
+def _check(
+    folder: pathlib.Path, place: pathlib.Path, job: dict, out: pathlib.Path
+) -> None:
+    """Refuses a folder that is not this job's, or empty but for hidden files."""
     if place.exists():
         try:
             before = files.read_json(epath.Path(place))
         except Refused as error:
             raise _foreign(out, error) from error
         _same(before, job, out)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or _visible(folder)):
         raise _foreign(out, f"no {JOB}")
-    else:
-        write_whole(epath.Path(place), json.dumps(job))
+
+
+def _visible(folder: pathlib.Path) -> list[str]:
+    return [name for name in os.listdir(folder) if not name.startswith(".")]
+
+
+def _wait(lock: int, out: pathlib.Path) -> None:
+    """Locks an open folder; some network file systems have no locks."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        console.say(f"--out={out}: another process is at work on it, waiting")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:
+        pass
 
 
 def _folder(draw: _Draw, num: int, out: pathlib.Path) -> None:
-    _own(out, draw.job, out)
-    there = {name for name in os.listdir(out) if name.endswith(".png")}
+    with _own(out, draw.job, out):
+        there = {name for name in os.listdir(out) if name.endswith(".png")}
 
-    def missing(places):
-        return any(f"{place:06d}.png" not in there for place in places)
+        def missing(places):
+            return any(f"{place:06d}.png" not in there for place in places)
 
-    made = 0
-    for places, images in draw.batches(num, missing):
-        for place, image in zip(places, images):
-            if (name := f"{place:06d}.png") not in there:
-                made += 1
-                _png(out / name, image)
+        made = 0
+        for places, images in draw.batches(num, missing):
+            for place, image in zip(places, images):
+                if (name := f"{place:06d}.png") not in there:
+                    made += 1
+                    _png(out / name, image)
     done = f"{made} new" if made else "done already, nothing to do"
     console.say(f"{out}: {num} samples, {done}")
 
 
 def _png(path: pathlib.Path, image: np.ndarray) -> None:
     """One picture, there whole or not at all; a kill is survived, not a power cut."""
-    temporary = path.with_name(f".{path.name}.tmp")
     grey = image.shape[-1] == 1
-    Image.fromarray(image[..., 0] if grey else image).save(temporary, "PNG")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        Image.fromarray(image[..., 0] if grey else image).save(file, "PNG")
 
 
 def _array(draw: _Draw, num: int, out: pathlib.Path) -> None:
@@ -279,7 +318,16 @@ def _array(draw: _Draw, num: int, out: pathlib.Path) -> None:
     if _finished(out, job, read):
         return
     parts = out.with_name(f".{out.name}.parts")
-    _own(parts, job, out)
+    with _own(parts, job, out):
+        if not _finished(out, job, read):  # by a process that was waited for
+            names = _draw_parts(draw, num, parts)
+            _join(parts, names, job, out)
+            console.say(f"{out}: {num} samples, array arr_0")
+        shutil.rmtree(parts)
+
+
+def _draw_parts(draw: _Draw, num: int, parts: pathlib.Path) -> list[str]:
+    """Draws what lacks of an array into files of a folder; returns all their names."""
     there = set(os.listdir(parts))
 
     def part(places):
@@ -291,9 +339,7 @@ def _array(draw: _Draw, num: int, out: pathlib.Path) -> None:
         buffer = io.BytesIO()
         np.save(buffer, x)
         write_whole(epath.Path(parts / part(places)), buffer.getvalue())
-    _join(parts, [part(places) for places in _batches(num)], job, out)
-    shutil.rmtree(parts)
-    console.say(f"{out}: {num} samples, array arr_0")
+    return [part(places) for places in _batches(num)]
 
 
 def _join(parts: pathlib.Path, names: list[str], job: dict, out: pathlib.Path) -> None:
@@ -304,8 +350,7 @@ def _join(parts: pathlib.Path, names: list[str], job: dict, out: pathlib.Path) -
         "fortran_order": False,
         "shape": (job["num"], *first.shape[1:]),
     }
-    temporary = parts / "whole"
-    with zipfile.ZipFile(temporary, "w") as archive:
+    with replacing(out) as whole, zipfile.ZipFile(whole, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for name in names:
@@ -313,4 +358,3 @@ def _join(parts: pathlib.Path, names: list[str], job: dict, out: pathlib.Path) -
                 file.write(x.tobytes())
         with archive.open("pd_jax.npy", "w") as file:
             np.save(file, np.array(json.dumps(job)))
-    os.replace(temporary, out)

@@ -1,9 +1,11 @@
 """Files that a run writes: whole ones, and lines of metrics."""
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from etils import epath
 
@@ -25,6 +27,35 @@ def _writing(path: epath.Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of a local `path` at the end, atomically.
+
+    Processes that write one path do so one after the other. What a killed one left is
+    overwritten by the next; what fails leaves `path` as it was, and nothing beside it.
+    """
+    folder, name = os.path.split(os.fspath(path))
+    temporary = os.path.join(folder, f".{name}.tmp")
+    while True:
+        file = os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(temporary)):
+                break
+        file.close()  # another process, waited for, has put it in its place
+    with file:
+        try:
+            file.truncate()
+            yield file
+            file.flush()
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # it takes room on a disk that has none
+                os.unlink(temporary)
+            raise
+
+
 def write_whole(path: epath.Path, data: str | bytes) -> None:
     """Writes a file so that it is there whole or not at all.
 
@@ -37,17 +68,10 @@ def write_whole(path: epath.Path, data: str | bytes) -> None:
             path.write_bytes(data)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):  # it takes room on a disk that has none
-                temporary.unlink()
-            raise
+        with replacing(path) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class JsonLines:
