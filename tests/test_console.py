@@ -124,3 +124,27 @@ console.error("y")
         )
         heard = ("", "error: y\n") if closed == 1 else ("x\n", "")
         assert (done.returncode, done.stdout, done.stderr) == (0, *heard)
+
+
+def test_a_home_that_cannot_be_written_is_said_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    program = """
+import jax
+from pd_jax.runtime import compilation
+compilation.keep()
+jax.jit(lambda x: x + 1)(2)
+print(jax.config.jax_compilation_cache_dir)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "file")}
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    said = " ".join(done.stdout.split())
+    assert said.endswith("JAX_COMPILATION_CACHE_DIR=FOLDER keeps them elsewhere None")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -288,3 +288,15 @@ def test_two_hundred_pictures_are_distilled(tmp_path, capsys):
     assert "199 training examples" in report["protocol"]["frechet_pixels"]
     with Image.open(tmp_path / "run" / "samples" / "student_1.png") as grid:
         assert grid.mode == "RGB"
+
+
+def test_a_cache_that_cannot_be_written_names_its_key(mixed, tmp_path, monkeypatch):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    says = r"data\.cache=.* cannot be written there .*--config\.data\.cache=FOLDER"
+    for cache in (in_the_way, in_the_way / "below"):
+        with pytest.raises(OSError, match=says):
+            data.get("image_folder", path=str(mixed), cache=str(cache), size=SIZE)
+    monkeypatch.setenv("HOME", str(in_the_way))
+    with pytest.raises(OSError, match=says):
+        data.get("image_folder", path=str(mixed), size=SIZE)

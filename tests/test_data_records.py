@@ -167,6 +167,33 @@ def test_a_worker_that_dies_is_told():
         collections.deque(batches, maxlen=0)
 
 
+SMALL_SHARED_MEMORY = """
+mount -t tmpfs -o size=$1 tmpfs /dev/shm || exit 77
+exec "$2" -c "
+from tests.test_data_records import *
+wide = Records(Encoded(NUM), (64, 64, 3))
+draw(wide, 0, NUM, 20, workers=2)
+"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["4k", "2m"])  # at the start, and later
+def test_shared_memory_that_is_full_is_told(size):
+    command = ["unshare", "-m", "bash", "-c", SMALL_SHARED_MEMORY, "-", size]
+    done = subprocess.run(
+        [*command, sys.executable],
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("nothing can be mounted here")
+    says = "OSError: made-up pictures: reading with run.data_workers=2 ended"
+    assert says in done.stderr
+    assert "Memory or /dev/shm (" in done.stderr
+
+
 def test_worker_processes_give_the_same():
     expected = draw(SMALL, 3, 4, 5, part=(1, 2))
     same(draw(SMALL, 3, 4, 5, part=(1, 2), workers=2), expected)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from pd_jax.data._images import Unreadable, resize, square
 from pd_jax.runtime.errors import Refused
-from pd_jax.storage.files import read_json
+from pd_jax.storage.files import brief, read_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # in capitals, too
 FORMAT = 1  # of the cache, and of how pictures are decoded
@@ -92,32 +92,48 @@ def get(
 
     Raises:
       Refused: for more than `allowed` unreadable files, or none that is readable.
+      OSError: where the cache cannot be written, naming the key.
     """
     inventory = [dataclasses.astuple(file) for file in files]
     text = json.dumps([FORMAT, size, inventory], ensure_ascii=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:20]
-    place = pathlib.Path(cache).expanduser()
-    place.mkdir(parents=True, exist_ok=True)
     name = f"{root.resolve().name}-{size}-{key}"
-    folder = place / name
-    if not folder.is_dir():
-        # One process of a machine makes a cache, the others wait. Machines that share
-        # storage may each make one: the first to finish gives it its name.
-        ours = f".{name}.{socket.gethostname()}"
-        with open(place / f"{ours}.lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.is_dir():
-                unfinished = place / f"{ours}.tmp"
-                shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
-                unfinished.mkdir()
-                try:
-                    _make(unfinished, root, files, size)
-                    unfinished.rename(folder)
-                except BaseException:
-                    shutil.rmtree(unfinished, ignore_errors=True)
-                    if not folder.is_dir():
-                        raise
+    try:
+        folder = pathlib.Path(cache).expanduser() / name
+        if not folder.is_dir():
+            _make_once(folder, root, files, size)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the writer's; or no home
+        raise OSError(
+            f'data.cache="{cache}": the cache of data.path cannot be written there '
+            f"({brief(error)}): make room, or give another folder with "
+            "--config.data.cache=FOLDER"
+        ) from error
     return _read(folder, allowed, len(files))
+
+
+def _make_once(
+    folder: pathlib.Path, root: pathlib.Path, files: list[File], size: int
+) -> None:
+    """Makes a cache in one process of a machine; the others wait.
+
+    Machines that share storage may each make one: the first to finish gives its name.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    ours = folder.with_name(f".{folder.name}.{socket.gethostname()}")
+    with open(f"{ours}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.is_dir():
+            return
+        unfinished = pathlib.Path(f"{ours}.tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
+        unfinished.mkdir()
+        try:
+            _make(unfinished, root, files, size)
+            unfinished.rename(folder)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if not folder.is_dir():
+                raise
 
 
 def _make(

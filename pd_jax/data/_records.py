@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import weakref
@@ -139,21 +140,29 @@ class Records(Dataset):
             grain.MultiprocessingOptions(workers, per_worker_buffer_size=BUFFERED),
             worker_init_fn=_start_worker,
         )
-        batches = _each(loader, str(self.source))
+        batches = _each(loader, str(self.source), workers)
         _OPEN.add(batches)
         return batches
 
 
-def _each(loader: grain.IterDataset, name: str) -> Iterator[dict]:
-    with contextlib.closing(iter(loader)) as batches:
-        try:
+def _each(loader: grain.IterDataset, name: str, workers: int) -> Iterator[dict]:
+    try:
+        with contextlib.closing(iter(loader)) as batches:
             yield from map(_own, batches)
-        except RuntimeError as error:  # Grain's, of a process that is gone
-            raise OSError(
-                f"{name}: reading ended ({brief(error)}); a process that is killed for "
-                "want of memory ends so: fewer run.data_workers need less of it. The "
-                "same command goes on from the last checkpoint"
-            ) from error
+    except (RuntimeError, OSError) as error:  # of processes, or what they share
+        raise OSError(
+            f"{name}: reading with run.data_workers={workers} ended ({brief(error)}). "
+            f"Memory or {_shared_memory()}, through which such processes hand over "
+            "batches, may be full: fewer of them need less of both. The same command "
+            "goes on from the last checkpoint"
+        ) from error
+
+
+def _shared_memory() -> str:
+    """The memory that processes share, with its size where that is limited."""
+    with contextlib.suppress(OSError):
+        return f"/dev/shm ({shutil.disk_usage('/dev/shm').total / 1e6:.0f} MB)"
+    return "shared memory"
 
 
 @atexit.register

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -25,11 +26,22 @@ def keep() -> None:
 
     A folder that JAX was told already (JAX_COMPILATION_CACHE_DIR) stays, and
     JAX_ENABLE_COMPILATION_CACHE=false turns it off. Nothing in it is ever deleted here.
+    Where the folder cannot be written, that is said, and nothing is kept.
     """
-    if jax.config.jax_compilation_cache_dir is None:
-        folder = str(pathlib.Path(FOLDER).expanduser())
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    folder = pathlib.Path(FOLDER)
+    with contextlib.suppress(OSError, RuntimeError):  # a user without a home
+        folder = folder.expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        console.warn(
+            f"{folder} cannot be written: compiled programs are not kept for the next "
+            "time. JAX_COMPILATION_CACHE_DIR=FOLDER keeps them elsewhere"
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
 
 
 @contextlib.contextmanager
