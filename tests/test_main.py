@@ -99,7 +99,7 @@ WRONG = [
     ((DIGITS, "--config.teacher.method=progressive"), "known are standard"),
     (
         (DIGITS, "--config.ladder.method=standard"),
-        "known are consistency_distillation, diff_",
+        'unknown ladder.method "standard": known are ',
     ),
     ((DIGITS, "--config.ladder.method=progresive"), 'Did you mean "progressive"'),
     ((DIGITS, "--config.eval.sampler=dim"), 'Did you mean "ddim"'),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from pd_jax import conventions
 from pd_jax.arcs import Denoiser
 from pd_jax.models._embedding import EXTRA, sinusoidal, time_input
+from pd_jax.runtime import numerics
 from pd_jax.runtime.errors import Refused
 
 TIME_CHANNELS = 64  # of a second time
@@ -114,7 +115,7 @@ class Model:
                 "function of (params, input, level, label) cannot be told one"
             )
         extra = jnp.zeros((1, TIME_CHANNELS))
-        like = jax.eval_shape(lambda: self.init(jax.random.key(0), shape, extra))
+        like = jax.eval_shape(lambda: self.init(numerics.key(0), shape, extra))
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like[EXTRA])
         return {**params, EXTRA: zeros}
 
