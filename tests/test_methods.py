@@ -317,6 +317,8 @@ def test_learning_rate_and_average():
     assert rate(90, decay="cooldown") == pytest.approx(1.0)
     assert rate(0, warmup_updates=4) == pytest.approx(0.5)
     assert rate(3, warmup_updates=4) == 2.0
+    # Both are factors from the first update on: the peak is not reached with both.
+    assert rate(25, warmup_updates=25, decay="linear") == pytest.approx(1.5)
     assert state.model.weights is state.model.averages["sampling"]
     with pytest.raises(ValueError, match="constant, cooldown, cosine"):
         Optimizer(decay="steep")

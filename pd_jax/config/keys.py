@@ -34,9 +34,10 @@ def _training(method: str) -> dict:
     return dict(
         method=method,  # a file of pd_jax/methods/
         batch=128,  # examples per update, over all devices
-        decay="constant",  # of the learning rate over a stage; "cooldown" is constant,
-        # then linear to 0 over the last 20%
-        warmup_updates=0,  # in which the learning rate grows from 0, in every stage
+        decay="constant",  # of the learning rate over a stage, from its first update
+        # on; "cooldown" is constant, then linear to 0 over the last 20%
+        warmup_updates=0,  # in which the learning rate grows from 0, in every stage; a
+        # factor beside the decay's, so that with both it stays below its peak
         clip_norm=1.0,  # of the gradient averaged over devices; 0: no clipping
         dropout=0.0,  # in the network, while training
         weight_decay=0.0,  # decoupled, times the learning rate

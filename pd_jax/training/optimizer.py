@@ -86,9 +86,13 @@ def where(made: jax.Array, new: Any, old: Any) -> Any:
 class Optimizer:
     """The optimizer of one network; the peak learning rate is the stage's.
 
+    Warm-up and decay are two factors of the peak, both from a stage's first update on:
+    with both, the rate stays below the peak (0.75 of it after 100 of 400 updates of
+    warm-up and linear decay).
+
     Attributes:
-      warmup_updates: updates of linear growth from 0 to the peak learning rate.
-      decay: from the peak, over the stage's updates: "constant"; "linear" or
+      warmup_updates: updates over which the one factor grows linearly from 0 to 1.
+      decay: the other factor, from 1, over the stage's updates: "constant"; "linear" or
         "cosine" to 0; or "cooldown", constant and then, over the last 20%, linear to 0.
       clip_norm: global norm to which the averaged gradient is clipped; 0 for none.
       weight_decay: decoupled, times the learning rate.
