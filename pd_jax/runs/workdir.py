@@ -27,6 +27,8 @@ def take(
 ) -> tuple[dict | None, bool]:
     """Checks that a workdir is this config's, and takes it unless it is complete.
 
+    A folder with nothing trained or measured is any config's.
+
     Returns:
       Its report where it is complete, else None; and whether there is no run yet.
     """
@@ -36,6 +38,8 @@ def take(
         with contextlib.suppress(Refused):  # with keys that were not there then
             before = configs.stored(before).to_dict()
         changed = configs.differences(before, config.to_dict())
+        if changed and not _begun(workdir):
+            return None, True
         if changed:
             raise Refused(
                 f"{workdir} was made by a different config:\n  "
@@ -110,6 +114,12 @@ def in_use(workdir: epath.Path) -> bool | None:
     except OSError:
         return None
     return False
+
+
+def _begun(workdir: epath.Path) -> bool:
+    """Whether there is anything that belongs to the config it was made with."""
+    saved = [path for path in workdir.glob("checkpoints/*/*") if path.name.isdigit()]
+    return bool(saved or [*workdir.glob("damaged/*"), *workdir.glob("evaluation/*")])
 
 
 def _visible(folder: epath.Path) -> list[epath.Path]:
