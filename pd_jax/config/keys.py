@@ -123,6 +123,7 @@ def default(data_name: str, model_name: str, **trainings: str) -> ConfigDict:
                 log_updates=50,  # in a line of metrics.jsonl
                 log_seconds=5.0,  # between lines of output, where there is no terminal
                 eval_batch=1000,  # samples at once, over all devices
+                check_memory=True,  # refuse updates that memory certainly cannot hold
                 preflight=True,  # try out a teacher that was not trained here
                 data_workers=0,  # processes that read and decode, where data must be
                 substeps=1,  # updates per call of the step, or the largest number
@@ -391,7 +392,8 @@ def check(config: ConfigDict, num_devices: int) -> None:
     _check_chain(config)
     least = {f"run.{key}": 1 for key in config.run if key != "wandb"}
     least |= {"run.log_seconds": 0.0, "run.data_workers": 0, "run.preflight": 0}
-    least |= {"run.tensorboard": 0, "eval.reference_steps": 1, "eval.teacher_steps": 1}
+    least |= {"run.check_memory": 0, "run.tensorboard": 0}
+    least |= {"eval.reference_steps": 1, "eval.teacher_steps": 1}
     least |= {"eval.paired_samples": 1, "eval.num_samples": 2, "eval.num_reference": 0}
     for key, bound in (least | {"eval.max_steps": 0}).items():
         _check_value(key, values[key], bound)

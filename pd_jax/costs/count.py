@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from pd_jax import samplers
 from pd_jax.config.setup import Setup
+from pd_jax.costs import program
 from pd_jax.costs.program import matmul_flops, num_bytes, peak_bytes, reduced_bytes
 from pd_jax.evaluation.evaluation import GRID
 from pd_jax.evaluation.rows import rows
@@ -231,6 +232,17 @@ def _xla_flops(traced: jax.stages.Traced) -> float:
     return (traced.lower().cost_analysis() or {}).get("flops", math.nan)
 
 
+def _forward(setup: Setup, weights: dict, size: int) -> jax.stages.Traced:
+    """A forward pass of `size` examples, traced on shapes."""
+    batch = _batch(setup, size)
+    logsnr = jax.ShapeDtypeStruct((size,), jnp.float32)
+
+    def forward(weights, z, logsnr, label):
+        return setup.model.denoiser(weights, label)(z, logsnr)
+
+    return jax.jit(forward).trace(weights, batch["image"], logsnr, batch.get("label"))
+
+
 def forward_flops(setup: Setup, weights: dict) -> tuple[int, float]:
     """FLOP of a forward pass of one image, by `matmul_flops` and by XLA's count.
 
@@ -238,14 +250,18 @@ def forward_flops(setup: Setup, weights: dict) -> tuple[int, float]:
       setup: from `pd_jax.config.setup.sketch`.
       weights: the network's, as shapes and types.
     """
-    one = _batch(setup, 1)
-    logsnr = jax.ShapeDtypeStruct((1,), jnp.float32)
-
-    def forward(weights, z, logsnr, label):
-        return setup.model.denoiser(weights, label)(z, logsnr)
-
-    traced = jax.jit(forward).trace(weights, one["image"], logsnr, one.get("label"))
+    traced = _forward(setup, weights, 1)
     return matmul_flops(traced.jaxpr.jaxpr), _xla_flops(traced)
+
+
+def held_bytes(setup: Setup, training: Training) -> int:
+    """Bytes of a training's state on each device."""
+    return num_bytes(_state(training, setup.shapes))
+
+
+def result_bytes(setup: Setup, size: int) -> int:
+    """`program.result_bytes` of the network's forward pass of `size` examples."""
+    return program.result_bytes(_forward(setup, setup.shapes, size).jaxpr.jaxpr)
 
 
 def count(setup: Setup, num_devices: int) -> Costs:

@@ -1,11 +1,102 @@
-"""What to say where a device's memory is not enough."""
+"""Memory of a run's updates, before anything is compiled; what to say if it is short.
+
+What an update certainly needs is coarse and cheap: the train state, and the results of
+the convolutions and matrix products of one forward pass, times a factor. Measured are
+arguments + temporaries of compiled updates without their state, in units of those
+results. XLA:CPU, float32: 3.6 (digits' MLP, batch 1024), 3.9 to 4.3 (photos32:smoke,
+64), 4.6 to 4.9 (image_folder's U-Net, 8). bfloat16: v5e 1.2 (cifar10), 0.6 (imagenet64,
+near its limit), H100 2.2 (cifar10).
+"""
+
+from collections.abc import Collection, Iterator
 
 import jax
 
 from pd_jax.config.setup import Setup, sketch
-from pd_jax.costs.count import count
+from pd_jax.costs.count import count, held_bytes, result_bytes
+from pd_jax.runtime import console, host
+from pd_jax.runtime.errors import Refused
+from pd_jax.training.training import Training
 
 SHOWN = 3  # parts of an estimate, the largest
+# Times the results of a forward pass: what is certainly needed, and what is enough.
+CPU, OTHERS = (3.0, 5.0), (0.5, 2.5)
+ROOM = 0.9  # share of a memory that may be filled
+
+
+def check(setup: Setup, names: Collection[str]) -> None:
+    """Compares what updates certainly need with what there is, before compiling.
+
+    Args:
+      setup: the run's.
+      names: the trainings that still have updates to make.
+
+    Raises:
+      Refused: on CPU, if memory is certainly short, naming keys and values that fit. On
+        accelerators, whose compilers can compute results again, it is a warning.
+    """
+    here = jax.local_devices()
+    cpu = here[0].platform == "cpu"
+    size = host.memory_bytes() if cpu else _limit(here[0])
+    if size is None or not setup.config.run.check_memory:
+        return
+    room = ROOM * size / (len(here) if cpu else 1)
+    for training in setup.trainings:
+        problem = training.name in names and _problem(setup, training, room, cpu)
+        if not problem:
+            continue
+        text = (
+            f"{problem}; "
+            f"{'this machine has' if cpu else 'a device has'} {_gigabytes(size)}"
+        )
+        if cpu:
+            raise Refused(f"{text}. {_remedies(setup, training, room)}")
+        console.warn(f"warning: {text}")
+
+
+def _limit(device: jax.Device) -> int | None:
+    """Bytes that JAX may use of an accelerator's memory; None if unknown."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _problem(setup: Setup, training: Training, room: float, cpu: bool) -> str:
+    """What is certainly too much for `room` bytes on each device, in words; or ""."""
+    least, _ = CPU if cpu else OTHERS
+    batch, parts = training.batch, setup.config[training.name].microbatches
+    at_once = batch // len(training.step.devices) // parts
+    needs = held_bytes(setup, training) + least * result_bytes(setup, at_once)
+    if needs <= room:
+        return ""
+    count = len(jax.local_devices())
+    spread = f" on each of {count} devices" if count > 1 else ""
+    return (
+        f"an update of {training.name} needs {_gigabytes(needs)} at least{spread}, "
+        f"with {training.name}.batch={batch}"
+    )
+
+
+def _remedies(setup: Setup, training: Training, room: float) -> str:
+    """Keys and values with which a training certainly fits, in words."""
+    name, devices = training.name, len(training.step.devices)
+    held, one = held_bytes(setup, training), CPU[1] * result_bytes(setup, 1)
+    sizes = [n for n in _divisors(training.batch // devices) if held + n * one <= room]
+    if not sizes:
+        return (
+            "A smaller network (section model) or smaller examples are what lowers it; "
+            "--config.run.check_memory=False tries it all the same"
+        )
+    at_once = sizes[0]
+    parts = training.batch // devices // at_once
+    return (
+        f"What fits: --config.{name}.batch={at_once * devices}; or the same batch in "
+        f"parts, --config.{name}.microbatches={parts}; or a smaller network (section "
+        "model). --config.run.check_memory=False tries it all the same"
+    )
+
+
+def _divisors(number: int) -> Iterator[int]:
+    """Divisors of a number, the largest first."""
+    return (n for n in range(number, 0, -1) if number % n == 0)
 
 
 def advice(setup: Setup, part: str) -> str:

@@ -124,6 +124,20 @@ def reduced_bytes(jaxpr: Jaxpr) -> int:
     return _total(jaxpr, dict.fromkeys(("psum", "psum_invariant"), size))
 
 
+def result_bytes(jaxpr: Jaxpr) -> int:
+    """Bytes that a program's convolutions and matrix products put out, in all.
+
+    What a backward pass saves at the least; of what it computes again
+    (`jax.checkpoint`) only the result.
+    """
+
+    def size(eqn):
+        return sum(map(_size, eqn.outvars))
+
+    names = ("dot_general", "conv_general_dilated", "checkpoint", "remat2")
+    return _total(jaxpr, dict.fromkeys(names, size))
+
+
 @dataclasses.dataclass(eq=False)
 class _Array:
     """An intermediate array.

@@ -15,6 +15,7 @@ from pd_jax import __version__
 from pd_jax import config as configs
 from pd_jax.checkpoint import Damaged
 from pd_jax.config.setup import Setup, build
+from pd_jax.costs import memory
 from pd_jax.evaluation import preflight, regressions
 from pd_jax.evaluation.evaluation import GRID, Evaluation
 from pd_jax.evaluation.rows import Row, rows
@@ -133,6 +134,8 @@ class _Run:
     def all(self) -> dict:
         """Everything, in order; returns the report."""
         work, present = self._work()
+        unfinished = {name for name, (done, total) in work.items() if done < total}
+        memory.check(self.setup, unfinished)
         self.callbacks.on_begin(self.setup, present)
         first = processes.is_first()
         self.progress = Progress("run", work, self.options.log_seconds, shown=first)
@@ -242,6 +245,8 @@ class _Run:
             ):
                 return
             began = time.monotonic()
+            if not training.step.traces:
+                self.progress.show(f"{stage.name}  compiling")
             state, facts = self._start(training, stage, checkpoints)
             substeps = training.step.substeps
             if (checkpoints.end - checkpoints.updates) % substeps:

@@ -78,8 +78,6 @@ class Loop:
     def call(self, state):
         """One call of the step; returns the new state, not waited for."""
         training = self._training
-        if not training.step.traces:
-            self._progress.show(f"{self._stage.name}  compiling")
         state, metrics = training.step(state, next(self._feed), training.key)
         self.done += training.step.substeps
         self._held.append(metrics)
