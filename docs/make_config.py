@@ -21,7 +21,7 @@ import tokenize
 from collections.abc import Sequence
 
 from pd_jax import config as configs
-from pd_jax import conventions, data, methods, models, samplers
+from pd_jax import conventions, data, methods, models, samplers, space
 from pd_jax import schedules as schedule_module
 from pd_jax.config import keys
 from pd_jax.models import _attention, _embedding
@@ -31,6 +31,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 CHOICES = {
     "precision": configs.PRECISIONS,
     "data.name": data.known(),
+    "data.kind": space.KINDS,
     "schedule.name": sorted(schedule_module.SCHEDULES),
     "model.name": models.known(),
     "model.output": list(conventions.CONVENTIONS),

@@ -30,6 +30,7 @@ from pd_jax.runs import run as runs
 from pd_jax.runs import workdir as workdirs
 from pd_jax.runtime import numerics, processes, registry
 from pd_jax.runtime.errors import Refused
+from pd_jax.space import Space
 from pd_jax.students.student import Student
 
 NUM_REFERENCE = 1000  # examples that samples are compared with
@@ -81,6 +82,7 @@ def distil(
     workdir: str | os.PathLike,
     *,
     output: str = "v",
+    kind: str = "",
     config: ConfigDict | None = None,
     callbacks: Sequence[object] = (),
     **keys: Any,
@@ -105,7 +107,7 @@ def distil(
       params: its weights: any pytree of floating-point arrays; students have the same.
       batches: what is learnt from: global batches, all of one size, one an update. Each
         is an array [B, ...] or {"image": [B, ...], "label": [B]}; images are uint8 in
-        0..255, or floating point in [-1, 1]. They come as
+        0..255, or floating point, pictures in [-1, 1]. They come as
 
         - an iterator, of which a run that goes on takes what comes next;
         - another iterable, such as a list, which is started over at its end;
@@ -117,6 +119,10 @@ def distil(
       workdir: the run's folder; made where missing.
       output: the convention of `apply`: "x", "eps", "v" or "both" where it is called
         with (z, logsnr); "ddpm", "edm" or "flow" (docs/foreign_teachers.md).
+      kind: what an example is: "pictures" [H, W, 1 or 3], which are clipped to [-1, 1]
+        and sampled as uint8; "latents" [H, W, C], "points" [2] or "signals" of any
+        shape, which have no bounds and are sampled as float32. Default what type and
+        shape of the first batch tell; a data set says it itself.
       config: in place of the defaults, `pd_jax.config.default("given", "given")`,
         changed.
       callbacks: functions or objects to be told what happens
@@ -142,10 +148,13 @@ def distil(
         raise Refused("distil catches signals, so it runs in the main thread only")
     processes.check_devices()
     weights = _weights(params)
-    config = _config(config, output, keys)
+    config = _config(config, output, kind, keys)
     config.teacher.released = _digest(weights)
-    dataset = batches
-    if not isinstance(batches, Dataset):
+    if isinstance(batches, Dataset):
+        dataset, own = batches, Space.of(batches.shape, batches.kind).kind
+        if kind not in ("", own):
+            raise Refused(f'kind="{kind}", but the data set says kind="{own}"')
+    else:
         dataset = _stream(batches, config, "batch" in keys)
     classes = max(2, dataset.num_classes) if dataset.num_classes else 0
     teacher = Model(Function(apply, classes), output), weights
@@ -184,14 +193,16 @@ def _digest(weights: Any) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def _config(config: ConfigDict | None, output: str, keys: dict) -> ConfigDict:
+def _config(
+    config: ConfigDict | None, output: str, kind: str, keys: dict
+) -> ConfigDict:
     """The whole config; ValueError names the key at fault."""
     given = config is not None
     config = config if given else configs.default(GIVEN, GIVEN)
     if {config.data.name, config.model.name} != {GIVEN}:
         raise Refused('config: begin with pd_jax.config.default("given", "given")')
     config = config.copy_and_resolve_references()
-    config.model.output = output
+    config.model.output, config.data.kind = output, kind or config.data.kind
     sections = ("schedule", "eval", "run")
     known = [*sections, "seed", "precision", *config.ladder]
     for key, value in keys.items():
@@ -242,7 +253,7 @@ def _stream(source: Any, config: ConfigDict, sized: bool) -> Stream:
         )
     updates = [stage.updates for *_, stage in configs.stages(config)]
     num = config.eval.num_reference or NUM_REFERENCE
-    stream = Stream(source, updates, num, config.eval.clip)
+    stream = Stream(source, updates, num, config.data.kind)
     if not sized:
         config.ladder.batch = stream.size
     if config.ladder.batch != stream.size:

@@ -23,7 +23,8 @@ compiled and saved, each row's figures, devices and versions.
 `python -m pd_jax.main` is the same command.
 
 Exit codes: 0 done; 1 a file that cannot be read or written, memory that is not enough,
-or training that diverged; 2 a mistake in what was given; 128 + N stopped by signal N.
+training that diverged, or samples that are not finite; 2 a mistake in what was given;
+128 + N stopped by signal N.
 """
 
 import sys
@@ -47,7 +48,7 @@ from absl import flags
 # The others take seconds, for which neither --help nor a slip of the pen should wait.
 from pd_jax.config import command
 from pd_jax.runtime import console, registry
-from pd_jax.runtime.errors import Refused
+from pd_jax.runtime.errors import NotFinite, Refused
 
 DISTRIBUTED = flags.DEFINE_string(
     "distributed", "auto", "How processes join: auto, on or off"
@@ -194,7 +195,7 @@ def main(argv: list[str]) -> int:
     except Refused as error:
         console.error(str(error))
         return 2
-    except (MemoryError, OSError) as error:
+    except (MemoryError, NotFinite, OSError) as error:
         console.error(str(error))
         return 1
     except Exception as error:

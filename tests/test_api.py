@@ -1,6 +1,7 @@
 """The ladder for a caller's own model: what it takes, leaves, refuses and tells."""
 
 import dataclasses
+import io
 import itertools
 import json
 import sys
@@ -11,16 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboardX.proto import event_pb2
 
 import pd_jax
+from pd_jax import conventions, samplers
 from pd_jax.config import default
 from pd_jax.data import InMemory
 from pd_jax.data._stream import Stream
 from pd_jax.models import Function, Model
 from pd_jax.reports import trackers
-from pd_jax.runtime import processes
-from pd_jax.runtime.errors import Refused
+from pd_jax.runtime import numerics, processes
+from pd_jax.runtime.errors import NotFinite, Refused
+from pd_jax.space import Space
 from pd_jax.training.callbacks import Callbacks
 
 SHAPE = (4, 4, 1)
@@ -331,8 +335,11 @@ def test_bytes_become_numbers():
 @pytest.mark.parametrize(
     ("batch", "words"),
     [
-        (np.full((4, 1), 2.0), r"go up to 2: scale them to \[-1, 1\]"),
+        (np.full((4, 2, 2, 1), 2.0), r"go up to 2: scale them to \[-1, 1\]"),
         (np.full((4, 1), np.inf), "not finite"),
+        (np.full((4, 1), 1e300), "beyond float32"),
+        (np.zeros((4, 8, 8), np.uint8), r"are no pictures.* or change their shape"),
+        ({"image": np.zeros((4, 1)), "label": np.full(4, 2**32)}, "2\\^31 - 1"),
         (np.zeros((4, 1), int), "images are int64"),
         (np.zeros(4), r"shape \(4,\)"),
         ({"x": np.zeros((4, 1))}, "the keys 'x'"),
@@ -351,8 +358,85 @@ def test_a_smaller_last_batch_is_named():
         take(stream, num=2)
 
 
-def test_data_without_bounds():
-    assert len(Stream([np.full((4, 1), 2.0)], (1,), 4, bounded=False)) == 4
+@pytest.mark.parametrize("shape", [(1,), (2,), (5, 3), (8, 8, 4), (8, 8, 2)])
+def test_what_is_no_picture_has_no_bounds(shape):
+    assert len(Stream([np.full((4, *shape), 2.0)], (1,), 4)) == 4
+
+
+def test_latents_are_neither_clipped_nor_rounded(tmp_path):
+    """Four channels of standard deviation 2; their exact denoiser is the teacher."""
+    spread = 2.0
+
+    def latents(params, z, logsnr, label):
+        share = spread**2 * jax.nn.sigmoid(logsnr)  # of the signal in z
+        share = share / (share + jax.nn.sigmoid(-logsnr))
+        alpha = jnp.sqrt(jax.nn.sigmoid(logsnr))
+        return params["one"] * (share / alpha)[:, None, None, None] * z
+
+    rng = np.random.default_rng(0)
+    data = spread * rng.standard_normal((64, 4, 4, 4)).astype(np.float32)
+    given = {"one": np.ones((1, 1, 1, 4))}, itertools.repeat(data[:8]), tmp_path / "run"
+    keys = {k: v for k, v in KEYS.items() if k != "output"} | {"end": 2}
+    (student,) = pd_jax.distil(latents, *given, output="x", **keys).values()
+    assert student.space == Space((4, 4, 4), "latents", False)
+    key = numerics.key(0)
+    x = student.sample(key, 64)
+    noise = samplers.noise(key, np.arange(64, dtype=np.uint32), (4, 4, 4))
+    denoise = conventions.adapt(latents, "x")(student.params, None)
+    expected = samplers.sample(denoise, noise, 2, student.schedule, clip=False)
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(x).max() > 2.0
+    facts = json.loads(
+        (tmp_path / "run/checkpoints/student_2/6/facts/metadata").read_text()
+    )
+    assert facts["data"]["kind"] == "latents"
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["protocol"]["samples"].endswith("predictions not clipped")
+    # A channel beside the other, and eight samples in a row.
+    content = (tmp_path / "run" / "samples" / "student_2.png").read_bytes()
+    grid = Image.open(io.BytesIO(content))
+    side, scale = 4 * 5 - 1, 512 // (8 * 19)
+    assert grid.size == ((8 * (side + 1) - 1) * scale, (2 * 5 - 1) * scale)
+    assert grid.mode == "L"
+    tags = [tag for tag, _ in events(tmp_path / "run/tensorboard/rows/student")]
+    assert "samples" in tags
+
+
+def test_rows_that_cannot_be_measured_say_so_and_cost_nothing_else(tmp_path):
+    def broken(params, z, logsnr, label):
+        first = z.reshape(len(z), -1)[:, 0, None, None, None]
+        return jnp.where(first > 1.0, jnp.nan, params["zero"] * z)
+
+    workdir, given = tmp_path / "run", {"zero": np.zeros((1, 1, 1, 1))}
+    keys = {k: v for k, v in KEYS.items() if k != "output"}
+    students = pd_jax.distil(broken, given, [IMAGES], workdir, output="x", **keys)
+    assert list(students) == [2, 1]
+    report = json.loads((workdir / "report.json").read_text())
+    noise = samplers.noise(numerics.key(0), np.arange(16, dtype=np.uint32), SHAPE)
+    wrong = int(np.sum(np.asarray(noise)[:, 0, 0, 0] > 1.0))
+    assert 0 < wrong < 16
+    says = f"{wrong} of 16 samples are not finite"
+    assert len(report["rows"]) == 5
+    assert all(row["metrics"] == {} for row in report["rows"])
+    assert all(row["errors"] == [says] for row in report["rows"])
+    assert f"student_1: {says}" in report["warnings"]
+    assert says in (workdir / "report.html").read_text()
+    assert not list(workdir.glob("samples/*.png"))  # black where there is no value
+    with pytest.raises(NotFinite, match=r"of 16 samples are not finite"):
+        students[2].sample(jax.random.key(0), 16)
+
+
+def test_a_kind_that_does_not_fit():
+    for shape, words in (((8, 8, 4), r"\[8, 8, 4\] are no pictures"), ((9,), r"\[9\]")):
+        with pytest.raises(Refused, match=words):
+            Stream([np.zeros((4, *shape))], (1,), 4, "pictures")
+    with pytest.raises(Refused, match=r'go up to 2.*kind="latents"'):
+        Stream([np.full((4, 8, 8, 3), 2.0)], (1,), 4)
+    assert len(Stream([np.full((4, 8, 8, 3), 2.0)], (1,), 4, "latents")) == 4
+    dataset = InMemory(IMAGES)
+    with pytest.raises(Refused, match='kind="latents", but the data set says'):
+        pd_jax.distil(apply, weights(), dataset, "never", kind="latents", start=2)
 
 
 def test_callbacks_are_told_in_order_in_the_first_process_alone(monkeypatch):

@@ -325,8 +325,9 @@ def test_shapes_are_enough(monkeypatch):
 
 
 def test_a_description_is_that_of_the_data():
-    assert data.describe("digits") == ((8, 8, 1), 10, None)
-    assert data.describe("shapes", size=4, num_images=2) == ((4, 4, 3), 0, None)
+    assert data.describe("digits") == ((8, 8, 1), 10, None, "pictures")
+    shapes = data.describe("shapes", size=4, num_images=2)
+    assert shapes == ((4, 4, 3), 0, None, "pictures")
     assert data.describe("ring2d").denoise is not None
 
 

@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "pd_jax"
 FLOORS = [
     "runtime",
     "storage",
+    "space",
     "schedules",
     "diffusion",
     "arcs",

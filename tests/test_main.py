@@ -188,7 +188,7 @@ WRONG_DATA = {
     "none": (dict(images=IMAGES[:0]), (), "(0, 8, 8, 3)"),
     "too few": (dict(images=IMAGES[:1]), (), "at least 2"),
     "no channels": (dict(images=IMAGES[..., :0]), (), "(20, 8, 8, 0)"),
-    "0 to 255 in floats": (dict(images=IMAGES + 99.0), (), "leaves [-1, 1]"),
+    "0 to 255 in floats": (dict(images=IMAGES + 99.0), (), "scale them to [-1, 1]"),
     "not finite": (dict(images=IMAGES * np.nan), (), "not finite"),
     "another dtype": (dict(images=IMAGES.astype(np.int16)), (), "int16"),
     "complex": (dict(images=IMAGES.astype(complex)), (), "complex128"),
@@ -218,9 +218,19 @@ WRONG_DATA = {
         "no labels",
     ),
     "Inception of 2 channels": (
-        dict(images=IMAGES[..., :2]),
+        dict(images=IMAGES[..., :2].astype(np.float32)),
         ("--config.eval.inception=weights.pth",),
-        "1 or 3 channels",
+        "are latents of shape (8, 8, 2)",
+    ),
+    "transparency": (
+        dict(images=IMAGES[..., [0, 1, 2, 2]]),
+        (),
+        "[8, 8, 4] are no pictures, which are [H, W, 1] or [H, W, 3]",
+    ),
+    "a kind that is none": (
+        dict(images=IMAGES),
+        ("--config.data.kind=picture",),
+        'Did you mean "pictures"',
     ),
     "another network's keys": (
         dict(images=IMAGES),

@@ -20,7 +20,7 @@ from pd_jax.metrics import (
     save_statistics,
     shrink,
 )
-from pd_jax.storage.pixels import to_uint8
+from pd_jax.space import to_uint8
 from tests.test_train import tiny
 
 

@@ -1,6 +1,8 @@
 """A run's page: what is on it, of whatever run, and that it is one whole file."""
 
+import base64
 import collections
+import io
 import json
 import math
 import re
@@ -8,6 +10,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pd_jax.reports import page
 from pd_jax.runs import record
@@ -158,11 +161,35 @@ def test_points_of_the_plane(tmp_path):
     assert found.texts["Worst pairs"] == 1
 
 
+def png(element):
+    """The picture of an <img>."""
+    return Image.open(io.BytesIO(base64.b64decode(element["src"].partition(",")[2])))
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(2, 2), (4, 4), (6, 4)])
+def test_latents_are_shown_a_channel_at_a_time(tmp_path, channels, shown):
+    folder = make(tmp_path / "run", shape=(4, 4, channels))
+    best = np.load(folder / "evaluation" / "reference_teacher.npy")
+    best[0, ..., 0] = np.linspace(-9.0, 9.0, 16).reshape(4, 4)  # beyond all others
+    np.save(folder / "evaluation" / "reference_teacher.npy", best)
+    found = parsed(folder)
+    assert f"first {shown} of its {channels} channels" in found.text
+    grid = np.asarray(png(found.of("img")[0]))
+    width = 5 * shown - 1
+    assert grid[..., 1].min() == 0  # clear gaps between samples, and nowhere else
+    assert np.all(grid[:4, :width, 1] == 255)
+    levels = np.linspace(0, 255, 16).round().reshape(4, 4)
+    np.testing.assert_array_equal(grid[:4, :4, 0], levels)
+    assert np.all(grid[:4, 4, 0] == 255)
+    second = best[..., 1]
+    of_first = (best[0, ..., 1] - second.min()) / (second.max() - second.min()) * 255
+    np.testing.assert_allclose(grid[:4, 5:9, 0], of_first, atol=0.51)
+
+
 @pytest.mark.parametrize("shape", [(3,), (4, 4, 2), (5, 70, 3)])
 def test_data_of_any_shape(tmp_path, shape):
     found = parsed(make(tmp_path / "run", shape=shape, rows=[("student", 1)]))
-    images = len(shape) == 3 and shape[-1] != 2
-    assert bool(found.of("img")) == images
+    assert bool(found.of("img")) == (len(shape) == 3)
     assert found.texts["2.00"] == 1
 
 

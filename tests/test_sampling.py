@@ -1,5 +1,6 @@
 """Students of a run's folder: loading, exporting, and samples on the command line."""
 
+import dataclasses
 import json
 import multiprocessing
 import shutil
@@ -12,7 +13,7 @@ from PIL import Image
 import pd_jax
 from pd_jax import api, data
 from pd_jax.reports import samples
-from pd_jax.runtime.errors import Refused
+from pd_jax.runtime.errors import NotFinite, Refused
 from pd_jax.runtime.interrupt import Interrupted
 from pd_jax.students.student import Student
 from tests.test_student import close
@@ -233,6 +234,16 @@ def test_wrong_use_writes_nothing(bundle, tmp_path, monkeypatch, case):
     with pytest.raises(ValueError, match=says):
         samples.sample(bundle, **({"out": "a", "num": 4} | changes))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["a.png", "a.npz", "a"])
+def test_samples_that_are_not_finite_are_not_written(bundle, tmp_path, out):
+    student = pd_jax.load(bundle)
+    params = jax.tree.map(lambda a: np.float32(1e38) * a, student.params)
+    dataclasses.replace(student, params=params).save(tmp_path / "large")
+    with pytest.raises(NotFinite, match="16 of 16 samples are not finite"):
+        samples.sample(str(tmp_path / "large"), str(tmp_path / out), 16)
+    assert not list(tmp_path.rglob("*.png")) + list(tmp_path.rglob("*.np[yz]"))
 
 
 @pytest.mark.slow

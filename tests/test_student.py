@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -14,7 +15,8 @@ from jax import export
 
 import pd_jax
 from pd_jax import conventions, models, samplers, schedules
-from pd_jax.runtime.errors import Refused
+from pd_jax.runtime.errors import NotFinite, Refused
+from pd_jax.space import PICTURES, Space, to_uint8
 from pd_jax.students import bundle
 from pd_jax.students.student import Student
 
@@ -37,7 +39,7 @@ def student(section=MLP, shape=(4, 4, 1), labels=("ant", "bee", "cat"), **more):
         params=params,
         num_steps=4,
         schedule=schedules.get("cosine", logsnr_min=-15.0),
-        shape=shape,
+        space=shape,
         labels=labels,
         **(fields | more),
     )
@@ -161,7 +163,7 @@ def test_students_that_differ_in_weights_and_steps_share_a_program():
 
 def test_points_of_the_plane_are_floats(tmp_path):
     section = {"name": "mlp", "output": "x", "width": 8, "num_blocks": 1}
-    plane = student(section, (2,), None, clip=False)
+    plane = student(section, (2,), None)
     points = plane.sample(KEY, 5)
     assert points.shape == (5, 2)
     assert points.dtype == np.float32
@@ -171,9 +173,58 @@ def test_points_of_the_plane_are_floats(tmp_path):
     )
 
 
+def test_latents_are_floats_and_unclipped(tmp_path):
+    latents = student(MLP | {"num_classes": 0}, (4, 4, 4), None)
+    x = latents.sample(KEY, 5)
+    assert (x.shape, x.dtype) == ((5, 4, 4, 4), np.float32)
+    assert np.abs(x).max() > 1.5
+    latents.save(tmp_path / "latents")
+    back = pd_jax.load(tmp_path / "latents")
+    assert back.space == Space((4, 4, 4), "latents", False)
+    np.testing.assert_array_equal(back.sample(KEY, 5), x)
+
+
+def test_a_bundle_of_before_kinds_samples_as_it_did(tmp_path):
+    latents = student(MLP | {"num_classes": 0}, (4, 4, 4), None)
+    latents.save(tmp_path / "new")
+    content = bundle.Bundle(tmp_path / "new").content
+    content = {k: v for k, v in content.items() if k not in ("kind", "digests")}
+    content["clip"] = True
+    bundle.write(tmp_path / "old", latents.params, latents.program(), content)
+    old = pd_jax.load(tmp_path / "old")
+    assert old.space == Space((4, 4, 4), PICTURES, True)
+    assert old.sample(KEY, 5).dtype == np.uint8
+
+
+def too_large(one):
+    """A student whose samples are not finite."""
+    params = jax.tree.map(lambda a: np.float32(1e38) * a, one.params)
+    return dataclasses.replace(one, params=params)
+
+
+def test_samples_that_are_not_finite_are_an_error(one):
+    with pytest.raises(NotFinite, match="16 of 16 samples are not finite"):
+        too_large(one).sample(KEY, 16)
+
+
+def test_nor_does_a_bundle_alone_give_them(one, tmp_path, monkeypatch):
+    too_large(one).save(tmp_path / "large")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(ALONE), str(tmp_path / "large")])
+    with pytest.raises(SystemExit, match="64 of 64 samples are not finite"):
+        runpy.run_path(str(ALONE))
+    assert not (tmp_path / "samples.npy").exists()
+
+
+@pytest.mark.parametrize("places", [[-1], [2**32], [0.5]])
+def test_places_that_are_none(one, places):
+    with pytest.raises(ValueError, match=r"whole numbers from 0 to 2\^32 - 1"):
+        one.at(KEY, np.array(places))
+
+
 def test_a_bundle_gives_the_student_back(one, images, file):
     back = pd_jax.load(file)
-    for field in ("num_steps", "schedule", "shape", "clip", "sampler", "model"):
+    for field in ("num_steps", "schedule", "space", "sampler", "model"):
         assert getattr(back, field) == getattr(one, field)
     assert tuple(back.labels) == one.labels
     assert (back.metrics, back.facts) == (one.metrics, one.facts)
@@ -208,7 +259,7 @@ def test_the_program_samples_the_same(one, images):
     assert program.platforms == ("cpu", "cuda", "tpu")
     place, label = np.arange(10, dtype=np.uint32), np.full(10, -1, np.int32)
     found = program.call(weights, jax.random.key_data(KEY), place, label)
-    assert close(np.asarray(found), images)
+    assert close(to_uint8(np.asarray(found)), images)
 
 
 UNET = {"name": "unet", "output": "both", "ch": 32, "emb_ch": 32, "ch_mult": (1, 2)}

@@ -98,7 +98,8 @@ def find_data(config: ConfigDict) -> tuple[Dataset, str]:
         classes = max(config.model.get("num_classes", 0), 1)
     if classes:
         labels = rng.integers(classes, size=STANDIN, dtype=np.int32)
-    return InMemory(images, labels, flip=options.get("flip", False)), why
+    flip = options.get("flip", False)
+    return InMemory(images, labels, flip=flip, kind=described.kind), why
 
 
 def training_of(trainings: list[Training], name: str) -> Training:

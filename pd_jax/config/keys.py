@@ -90,7 +90,7 @@ def default(data_name: str, model_name: str, **trainings: str) -> ConfigDict:
             # teacher's is left out where it is exact or released
             data=dict(
                 name=data_name,  # a file of pd_jax/data/
-                **({} if data_name == GIVEN else data.options(data_name)),
+                **({"kind": ""} if data_name == GIVEN else data.options(data_name)),
             ),
             schedule=dict(
                 name="cosine",  # a function of pd_jax.schedules

@@ -19,6 +19,7 @@ from pd_jax.models import Model
 from pd_jax.runtime import numerics
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
+from pd_jax.space import PICTURES, Space
 from pd_jax.training.method import Measured, Method, Parts
 from pd_jax.training.optimizer import Optimizer
 from pd_jax.training.plateau import Plateau
@@ -69,6 +70,12 @@ class Setup:
     def training(self, name: str) -> Training:
         """The training of a config section."""
         return next(t for t in self.trainings if t.name == name)
+
+    @property
+    def space(self) -> Space:
+        """What an example is, and whether predictions of it are clipped."""
+        dataset = self.dataset
+        return Space.of(dataset.shape, dataset.kind, self.config.eval.clip)
 
     @property
     def stages(self) -> list[tuple[Training, Stage]]:
@@ -167,10 +174,11 @@ def _check_data(config: ConfigDict, dataset: Dataset) -> None:
             "the network's weights in eval.inception"
         )
     if ev.inception:
-        if len(dataset.shape) != 3 or dataset.shape[-1] not in (1, 3):
+        kind = Space.of(dataset.shape, dataset.kind).kind
+        if kind != PICTURES:
             raise Refused(
-                f"eval.inception needs images of 1 or 3 channels; examples of data "
-                f'"{name}" have shape {dataset.shape}'
+                f'eval.inception needs pictures; data "{name}" are {kind} of shape '
+                f"{dataset.shape}"
             )
         # Read now, and again when needed: a mistake is found before days of training.
         with _named("eval.inception"):

@@ -15,10 +15,13 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from pd_jax.arcs import Denoiser
 from pd_jax.runtime import registry
+from pd_jax.runtime.errors import Refused
+from pd_jax.space import Space, kind_of
 
 
 class Description(NamedTuple):
@@ -29,21 +32,24 @@ class Description(NamedTuple):
       num_classes: one more than the largest label; 0 without labels, None where only
         the data could tell.
       denoise: the exact denoiser of the distribution, where there is one.
+      kind: of `pd_jax.space`; "" for what the shape tells.
     """
 
     shape: tuple[int, ...]
     num_classes: int | None = 0
     denoise: Denoiser | None = None
+    kind: str = ""
 
 
 class Dataset(abc.ABC):
     """Examples of one distribution, by row.
 
-    A batch is {"image": [B, ...] float32, "label": [B] int32 (if any)}; images lie in
-    [-1, 1] (points of the plane may leave it).
+    A batch is {"image": [B, ...] float32, "label": [B] int32 (if any)}; pictures lie in
+    [-1, 1].
 
     Attributes:
       shape: shape of one example.
+      kind: of `pd_jax.space`; "" for what the shape tells.
       num_classes: one more than the largest label; 0 without labels.
       denoise: the exact denoiser of the distribution, where there is one.
       reference: examples that samples are compared with: held-back ones, or these.
@@ -51,6 +57,7 @@ class Dataset(abc.ABC):
 
     shape: tuple[int, ...]
     num_classes: int
+    kind: str = ""
     denoise: Denoiser | None = None
 
     @property
@@ -99,12 +106,16 @@ class InMemory(Dataset):
     """Examples that need no decoding.
 
     Attributes:
-      images: [N, ...], float32, or uint8 in 0..255; an array, or what is indexed by
-        rows like one.
-      labels: [N] int32, or None.
+      images: [N, ...], floating point, or uint8 in 0..255; an array, or what is indexed
+        by rows like one.
+      labels: [N] integers from 0 on, or None.
       denoise: the exact denoiser of the distribution, where there is one.
       flip: mirrors half of the training images left to right.
       held_back: examples that samples are compared with, in place of these.
+      kind: of `pd_jax.space`; default what type and shape tell.
+
+    Raises:
+      Refused: for images or labels that are not as above, or are not of the kind.
     """
 
     images: np.ndarray
@@ -112,6 +123,17 @@ class InMemory(Dataset):
     denoise: Denoiser | None = None
     flip: bool = False
     held_back: Dataset | None = None
+    kind: str = ""
+
+    def __post_init__(self):
+        kind = self.kind or kind_of(self.shape, self.images.dtype)
+        object.__setattr__(self, "kind", kind)
+        space = Space.of(self.shape, kind)
+        if _type(self.images) != np.uint8 and isinstance(self.images, np.ndarray):
+            space.check(self.images)
+        if self.labels is not None:
+            labels = to_labels(self.labels, len(self.images))
+            object.__setattr__(self, "labels", labels)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -175,11 +197,42 @@ class InMemory(Dataset):
         return self.labels[rng.integers(len(self.labels), size=num)]
 
 
-def to_float(images: np.ndarray) -> np.ndarray:
-    """uint8 in 0..255 as float32 in [-1, 1]; floats as they are."""
-    if images.dtype != np.uint8:
-        return images
+def _type(images: np.ndarray, name: str = "images") -> np.dtype:
+    """The type of images, called `name`; Refused for one that is not learnt from."""
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise Refused(f"{name} are {images.dtype}: give uint8 or floating point")
+    return images.dtype
+
+
+def to_float(images: np.ndarray, name: str = "images") -> np.ndarray:
+    """Images, called `name`: uint8 in 0..255 as [-1, 1], floats as they are; float32.
+
+    Raises:
+      Refused: for images of other types.
+    """
+    if _type(images, name) != np.uint8:
+        with np.errstate(over="ignore"):  # to infinity, which `Space.check` refuses
+            return np.asarray(images, np.float32)
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+def to_labels(labels: np.ndarray, num: int, name: str = "labels") -> np.ndarray:
+    """Labels, called `name`, as int32 [num].
+
+    Raises:
+      Refused: for what are not so many whole numbers from 0 to 2^31 - 1.
+    """
+    labels = np.asarray(labels)
+    if labels.shape != (num,) or not np.issubdtype(labels.dtype, np.integer):
+        raise Refused(
+            f"{name} are {labels.dtype} {labels.shape}: give integers, one for each of "
+            f"{num} images"
+        )
+    if num and labels.min() < 0:
+        raise Refused(f"{name} are negative in part: count from 0")
+    if num and labels.max() >= 2**31:
+        raise Refused(f"{name} go up to {labels.max()}: 2^31 - 1 is the largest")
+    return labels.astype(np.int32, copy=False)
 
 
 @functools.lru_cache(maxsize=4)
@@ -231,7 +284,9 @@ def describe(name: str, **kw) -> Description:
     if description is not None:
         return Description(*description)
     dataset = get(name, **kw)
-    return Description(dataset.shape, dataset.num_classes, dataset.denoise)
+    return Description(
+        dataset.shape, dataset.num_classes, dataset.denoise, dataset.kind
+    )
 
 
 def source(dataset: Dataset, kind: str) -> Dataset:
@@ -256,6 +311,7 @@ class Places(Dataset):
         """Of a data set, whose labels and held-back examples it has."""
         self._dataset = dataset
         self.shape, self.num_classes = dataset.shape, dataset.num_classes
+        self.kind = dataset.kind
 
     @property
     def reference(self) -> Dataset:

@@ -3,13 +3,11 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
-from pd_jax.data import Dataset, InMemory, to_float
+from pd_jax.data import Dataset, InMemory, to_float, to_labels
 from pd_jax.runtime.errors import Refused
-
-ROUNDING = 1e-3  # by which images may leave [-1, 1]
+from pd_jax.space import Space, kind_of
 
 
 class Stream(Dataset):
@@ -27,7 +25,7 @@ class Stream(Dataset):
         source: Iterable | Callable[[int], Iterable],
         updates: Sequence[int],
         num_kept: int,
-        bounded: bool = True,
+        kind: str = "",
     ):
         """Reads the first batches.
 
@@ -38,12 +36,12 @@ class Stream(Dataset):
             0..255, or floating point.
           updates: of each stage of the ladder.
           num_kept: how many examples to keep.
-          bounded: floating-point images must lie in [-1, 1].
+          kind: of `pd_jax.space`; default what the first batch's type and shape tell.
 
         Raises:
           Refused: for what is no such batch.
         """
-        self._source, self._bounded = source, bounded
+        self._source, self.kind = source, kind
         self._ends = np.cumsum(updates)
         self._form = None
         batches = self._checked(source(0) if callable(source) else _endless(source))
@@ -54,7 +52,7 @@ class Stream(Dataset):
         first += itertools.islice(batches, -(-num_kept // self.size) - 1)
         self._rest = itertools.chain(first, batches)  # of what is no function
         whole = {k: np.concatenate([b[k] for b in first])[:num_kept] for k in first[0]}
-        self._kept = InMemory(whole["image"], whole.get("label"))
+        self._kept = InMemory(whole["image"], whole.get("label"), kind=self.kind)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -116,10 +114,12 @@ class Stream(Dataset):
     def _checked(self, batches: Iterable) -> Iterator[dict]:
         """Batches as arrays of their own, all of one form."""
         for batch in batches:
-            arrays = _arrays(batch)
+            arrays, dtype = _arrays(batch)
             form = {name: a.shape for name, a in arrays.items()}
             if self._form is None:
-                _check_range(arrays["image"], self._bounded)
+                shape = arrays["image"].shape[1:]
+                self.kind = self.kind or kind_of(shape, dtype)
+                Space.of(shape, self.kind).check(arrays["image"])
                 self._form = form
             if form != self._form:
                 raise Refused(
@@ -139,8 +139,8 @@ def _endless(source: Iterable) -> Iterator:
             return
 
 
-def _arrays(batch: object) -> dict:
-    """A batch as new arrays of the types that training takes; Refused for others."""
+def _arrays(batch: object) -> tuple[dict, np.dtype]:
+    """A batch as new arrays that training takes, and its own type; Refused for none."""
     batch = batch if isinstance(batch, dict) else {"image": batch}
     if "image" not in batch or not batch.keys() <= {"image", "label"}:
         raise Refused(
@@ -148,34 +148,9 @@ def _arrays(batch: object) -> dict:
             '{"image": [B, ...]} with or without "label"'
         )
     image = np.asarray(batch["image"])
-    if image.dtype == np.uint8:
-        image = to_float(image)
-    elif jnp.issubdtype(image.dtype, jnp.floating):
-        image = np.array(image, np.float32)  # a copy: the caller may use its own again
-    else:
-        raise Refused(f"images are {image.dtype}: give uint8 or floating point")
+    arrays = {"image": np.array(to_float(image))}  # as callers may use theirs again
     if image.ndim < 2 or not image.size:
         raise Refused(f"images have shape {image.shape}: a batch is [B, ...]")
-    if batch.get("label") is None:
-        return {"image": image}
-    label = np.asarray(batch["label"])
-    if label.shape != image.shape[:1] or not np.issubdtype(label.dtype, np.integer):
-        raise Refused(
-            f"labels are {label.dtype} {label.shape}: give integers, one for each of "
-            f"{len(image)} images"
-        )
-    if label.min() < 0:
-        raise Refused("there are negative labels: count from 0")
-    return {"image": image, "label": label.astype(np.int32)}
-
-
-def _check_range(image: np.ndarray, bounded: bool) -> None:
-    """Refuses images that are not finite, or leave [-1, 1] though they are bounded."""
-    most = float(np.abs(image).max())
-    if not np.isfinite(most):
-        raise Refused("images are not finite")
-    if bounded and most > 1.0 + ROUNDING:
-        raise Refused(
-            f"images go up to {most:.4g}: scale them to [-1, 1]; for data that has no "
-            'such bounds, give eval={"clip": False}'
-        )
+    if batch.get("label") is not None:
+        arrays["label"] = to_labels(batch["label"], len(image)).copy()
+    return arrays, image.dtype

@@ -3,23 +3,29 @@
 import os
 import pathlib
 
-import numpy as np
-
 from pd_jax.data import Dataset, InMemory
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
 
 
 def load(
-    path: str = "", image_key: str = "images", label_key: str = "", flip: bool = False
+    path: str = "",
+    image_key: str = "images",
+    label_key: str = "",
+    flip: bool = False,
+    kind: str = "",
 ) -> Dataset:
     """Images [N, H, W, C] from a .npz file; uint8 in 0..255 or float in [-1, 1].
+
+    Other data are floating point of any shape [N, ...] and range; `kind` names them.
 
     Args:
       path: the file.
       image_key: name of the array of images in it.
       label_key: name of the array of labels; empty for none.
       flip: mirrors half of the training images left to right.
+      kind: what the images are: pictures [H, W, 1 or 3], latents [H, W, C], points [2]
+        or signals; empty for what type and shape tell.
 
     Raises:
       Refused: for a file, array, shape, type or range that is not as above.
@@ -35,30 +41,12 @@ def load(
             inside = ", ".join(files.npz_names(file)) or "nothing"
             raise Refused(f'{path}: no array "{key}"; the file has: {inside}')
     images = arrays[image_key]
-    if images.ndim != 4 or not images.size:
+    if images.ndim < 2 or (images.ndim != 4 and not kind) or not images.size:
         raise Refused(
-            f'{path}: "{image_key}" has shape {images.shape}; images are [N, H, W, C]'
+            f'{path}: "{image_key}" has shape {images.shape}; images are [N, H, W, C], '
+            "and other data need data.kind to say what they are"
         )
-    if np.issubdtype(images.dtype, np.floating):
-        if not np.all(np.abs(images) <= 1.0):
-            raise Refused(
-                f'{path}: "{image_key}" leaves [-1, 1] (or is not finite); scale it'
-            )
-        images = images.astype(np.float32)
-    elif images.dtype != np.uint8:
-        raise Refused(
-            f'{path}: "{image_key}" is {images.dtype}; give uint8 or floating point'
-        )
-    if not label_key:
-        return InMemory(images, flip=flip)
-    labels = arrays[label_key]
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise Refused(
-            f'{path}: "{label_key}" is {labels.dtype} {labels.shape}; labels are '
-            f"integers, one for each of {len(images)} images"
-        )
-    if labels.min() < 0:
-        raise Refused(f'{path}: "{label_key}" has negative labels; count from 0')
-    if labels.max() >= 2**31:
-        raise Refused(f'{path}: "{label_key}" has labels of 2^31 or above')
-    return InMemory(images, labels.astype(np.int32), flip=flip)
+    try:
+        return InMemory(images, arrays.get(label_key), flip=flip, kind=kind)
+    except Refused as error:
+        raise Refused(f"{path}: {error}") from error

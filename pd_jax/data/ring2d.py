@@ -5,6 +5,7 @@ import numpy as np
 from pd_jax import analytic
 from pd_jax.data import Dataset, InMemory
 from pd_jax.runtime.errors import Refused
+from pd_jax.space import POINTS
 
 
 def load(
@@ -34,4 +35,5 @@ def load(
     return InMemory(
         points.astype(np.float32),
         denoise=analytic.mixture(means.astype(np.float32), std),
+        kind=POINTS,
     )

@@ -21,7 +21,7 @@ from pd_jax.config.setup import Setup
 from pd_jax.evaluation.rows import Row, check_entry, rows
 from pd_jax.metrics import Reference, Summary, inception, load_statistics
 from pd_jax.runtime import compilation, numerics, processes
-from pd_jax.runtime.errors import Refused
+from pd_jax.space import PICTURES, num_not_finite
 from pd_jax.storage import files
 from pd_jax.storage.writers import write_whole
 from pd_jax.students import Student
@@ -64,7 +64,7 @@ class Evaluation:
         self._batch = -(-batch // mesh.size) * mesh.size
         self._labels = self._draw_labels()
         offered = {
-            "images": len(setup.dataset.shape) == 3,
+            "pictures": setup.space.kind == PICTURES,
             "features": self._config.inception,
             "reference_teacher": True,
             "reference_exact": setup.dataset.denoise is not None,
@@ -117,8 +117,7 @@ class Evaluation:
             params,
             0,
             self._setup.schedule,
-            self._setup.dataset.shape,
-            self._config.clip,
+            self._setup.space,
             self._config.sampler,
             getattr(self._setup.model.network, "num_classes", 0),
         )
@@ -232,7 +231,7 @@ class Evaluation:
             data = self._setup.dataset.reference
             num = min(self._config.num_reference or len(data), len(data))
             rows = np.linspace(0, len(data) - 1, num).round().astype(np.int64)
-            summary = Summary(self._features)
+            summary = Summary(self._setup.space, self._features)
             for first in range(0, num, self._batch):
                 summary.add(data.take(rows[first : first + self._batch])["image"])
                 advance(0, f"data: {summary.num} of {num} examples")
@@ -285,6 +284,8 @@ class Evaluation:
     ) -> None:
         """Samples a row, computes its metrics and keeps both; `prepare` comes first.
 
+        A row whose samples are not finite has no metrics, and says so in "errors".
+
         Args:
           row: the row.
           params: its weights; None for the exact denoiser.
@@ -295,25 +296,41 @@ class Evaluation:
         text = f"sampling: {row.model}, {row.num_steps} steps"
         params = jax.device_put(params, self._same)
         keep = max(self._config.paired_samples, GRID)
-        summary, first = Summary(self._features), []
+        summary, first, wrong = Summary(self._setup.space, self._features), [], 0
         num, each = self._config.num_samples, self._passes(row.num_steps, row.sampler)
         for x in self.samples(params, row.num_steps, num, row.sampler):
-            if not np.all(np.isfinite(x)):
-                raise Refused(
-                    f"{row.name}: its samples are not finite, so it cannot be measured"
-                )
-            first.append(x[: max(0, keep - summary.num)])
-            summary.add(x)
+            first.append(x[: max(0, keep - sum(map(len, first)))])
+            wrong += num_not_finite(x)
+            if not wrong:
+                summary.add(x)
             advance(self._batch * each, text)
         x = np.concatenate(first)
-        both = metrics.Comparison(summary, self._data, x, self._references)
+        values, errors = {}, [f"{wrong} of {num} samples are not finite"] * (wrong > 0)
+        if not wrong:
+            both = metrics.Comparison(summary, self._data, x, self._references)
+            values, errors = self._values(both)
         entry = {
             **row._asdict(),
-            "metrics": {metric.name: metric.compute(both) for metric in self._metrics},
+            "metrics": values,
+            **({"errors": errors} if errors else {}),
             "seconds": seconds + time.monotonic() - began,
         }
         self._keep(f"{row.name}.npy", x)
         self._keep(f"{row.name}.json", json.dumps(entry, indent=1))
+
+    def _values(self, both: metrics.Comparison) -> tuple[dict[str, float], list[str]]:
+        """Each metric's value by name, and why there is none of the others."""
+        wrong = {name: num_not_finite(x) for name, x in self._references.items()}
+        values, errors = {}, []
+        for metric in self._metrics:
+            without = [name for name in metric.needs if wrong.get(name)]
+            if without:
+                num = len(self._references[without[0]])
+                text = f"{wrong[without[0]]} of {num} samples of {without[0]}"
+                errors.append(f"{metric.name}: {text} are not finite")
+            else:
+                values[metric.name] = metric.compute(both)
+        return values, errors
 
     def protocol(self) -> dict[str, str]:
         """How each figure was made, in words."""
@@ -334,13 +351,13 @@ class Evaluation:
             ),
             kind="training" if data.reference is data else "held-back",
             data=self._setup.config.data.name,
-            shape=data.shape,
+            space=self._setup.space,
             reference_steps=self.reference_steps,
             network=network,
             statistics=ev.statistics,
         )
         names = ", ".join(dict.fromkeys(row.sampler for row in rows(self._setup)))
-        clip = "clipped to [-1, 1]" if ev.clip else "not clipped"
+        clip = "clipped to [-1, 1]" if self._setup.space.clip else "not clipped"
         words = {
             "samples": f"{ev.num_samples} a row from one noise set (seed {ev.seed}), "
             f"sampler {names}, predictions {clip}"

@@ -78,7 +78,7 @@ def try_teacher(setup: Setup) -> None:
         batch,
         numerics.key(setup.config.seed),
         num_samples=num // 8,
-        clip=setup.config.eval.clip,
+        clip=setup.space.clip,
     )
     console.say(
         f"preflight: the teacher's error is {figures['score']:.2f} of a Gaussian "

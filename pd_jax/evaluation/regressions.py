@@ -1,4 +1,5 @@
-"""What a report warns of: updates that were skipped, students worse than their teacher.
+"""What a report warns of: skipped updates, rows not measured, students worse than their
+teacher.
 
 Source of the latter's figure: the Frechet distance on pixels, which needs no download.
 """
@@ -30,7 +31,8 @@ def warnings(
         for stage, metadata in zip(training.stages, facts[training.name])
         if metadata.get("skipped")
     ]
-    texts += [regression(row, setup, evaluation) for row in rows(setup)]
+    for row in rows(setup):
+        texts += [*failures(row, evaluation), regression(row, setup, evaluation)]
     return [text for text in texts if text]
 
 
@@ -62,6 +64,11 @@ def taught_by(student: Row, setup: Setup) -> Row | None:
     return min(taught, key=lambda row: abs(math.log(row.num_steps / steps)))
 
 
+def failures(row: Row, evaluation: Evaluation) -> list[str]:
+    """What could not be measured of a row that is done, and why."""
+    return [f"{row.name}: {error}" for error in evaluation.entry(row).get("errors", ())]
+
+
 def regression(student: Row, setup: Setup, evaluation: Evaluation) -> str:
     """Says that a measured student is worse than its teacher; empty where it is not."""
     teacher = taught_by(student, setup)
@@ -69,8 +76,10 @@ def regression(student: Row, setup: Setup, evaluation: Evaluation) -> str:
         return ""
     training = _training(student, setup).name
     factor = setup.config[training].regression_factor
-    value, bar = (evaluation.entry(r)["metrics"][METRIC] for r in (student, teacher))
-    if value <= factor * bar:
+    value, bar = (
+        evaluation.entry(row)["metrics"].get(METRIC) for row in (student, teacher)
+    )
+    if value is None or bar is None or value <= factor * bar:
         return ""
     return (
         f"{student.name}: {METRIC} is {value:.3g}, more than "

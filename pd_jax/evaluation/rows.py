@@ -107,6 +107,9 @@ def check_entry(entry: dict) -> dict:
     samplers.get(entry["sampler"])
     if not all(isinstance(v, int | float) for v in entry["metrics"].values()):
         raise ValueError("a metric is not a number")
+    errors = entry.get("errors", [])
+    if not isinstance(errors, list) or not all(isinstance(e, str) for e in errors):
+        raise ValueError("errors are not texts")
     teacher = entry["model"] == "teacher"
     stage = "teacher" if teacher else f"student_{entry['num_steps']}"
     entry = entry | {"stage": entry.get("stage", stage)}

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from pd_jax.metrics._summary import KEPT, Comparison
+from pd_jax.space import Space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Procedure:
       num_examples: of the data.
       kind: of these examples: "training" or "held-back".
       data: the data set's name.
-      shape: of one example.
+      space: what one example is.
       reference_steps: sampling steps of the teacher's own best samples.
       network: what makes features, in words; empty without one.
       statistics: file of the data's features; empty if they are computed.
@@ -27,7 +28,7 @@ class Procedure:
     num_examples: int
     kind: str
     data: str
-    shape: tuple[int, ...]
+    space: Space
     reference_steps: int
     network: str
     statistics: str
@@ -50,8 +51,8 @@ class Metric:
       label: in tables and plots.
       compute: the figure of a comparison.
       sentence: how the figure is made, for the report's protocol.
-      needs: of "images", "features", "reference_teacher" and "reference_exact" (samples
-        from the same noise); the metric is left out of runs without them.
+      needs: of "pictures", "features", "reference_teacher" and "reference_exact"
+        (samples from the same noise); the metric is left out of runs without them.
       higher_is_better: the direction.
       log_axis: whether plots have a log axis; not for figures that can be 0 or less.
       main: rank among the metrics of summaries, from 1; 0 for the others.

@@ -10,8 +10,8 @@ import numpy as np
 from pd_jax.metrics._moments import Moments, RunningMoments
 from pd_jax.metrics.frechet import shrink
 from pd_jax.metrics.manifold import precision_recall
+from pd_jax.space import Space, to_uint8
 from pd_jax.storage import files
-from pd_jax.storage.pixels import to_uint8
 
 SIDE = 16  # pixels a side at which the Frechet distance of pixels is taken, at most
 KEPT = 10_000  # examples whose features are kept for metrics that are no moments
@@ -24,26 +24,27 @@ class Summary:
       num: examples so far.
     """
 
-    def __init__(self, features: Callable | None = None):
+    def __init__(self, space: Space, features: Callable | None = None):
         """Begins empty.
 
         Args:
+          space: what an example is.
           features: uint8 images [B, H, W, C] to {"pool" [B, D], "logits" [B, K]}; None
-            where no weights are at hand.
+            where no weights are at hand, or examples are no pictures.
         """
-        self.num = 0
+        self.num, self._space = 0, space
         self._features = features
         self._pixels, self._pool = RunningMoments(), RunningMoments()
         self._pooled, self._logits = [], []
 
     def add(self, x: np.ndarray) -> None:
         """Adds examples [B, ...]; images in [-1, 1]."""
-        if x.ndim == 4 and self._features is not None:
+        if self._features is not None:
             features = self._features(to_uint8(x))
             self._pool.add(features["pool"])
             self._pooled.append(features["pool"][: max(0, KEPT - self.num)])
             self._logits.append(features["logits"])
-        small = shrink(x, SIDE) if x.ndim == 4 else x
+        small = shrink(x, SIDE) if self._space.has_areas else x
         self._pixels.add(small.reshape(len(x), -1))
         self.num += len(x)
 

@@ -16,7 +16,7 @@ METRIC = Metric(
     "FID",
     lambda both: frechet_distance(both.samples.pool, both.data.pool),
     _sentence,
-    needs=("images", "features"),
+    needs=("pictures", "features"),
     main=1,
     column=2,
 )

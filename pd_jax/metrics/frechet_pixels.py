@@ -6,7 +6,7 @@ from pd_jax.metrics.frechet import frechet_distance
 
 
 def _sentence(run: Procedure) -> str:
-    small = len(run.shape) == 3 and max(run.shape[:2]) > SIDE
+    small = run.space.has_areas and max(run.space.shape[:2]) > SIDE
     averaged = f", averaged down to at most {SIDE} pixels a side" * small
     return (
         f"Frechet distance of {run.num_samples} samples to {run.num_examples} "

@@ -50,7 +50,7 @@ METRIC = Metric(
     lambda run: (
         f"{run.network}: of {run.num_samples} samples, one split, logits without bias"
     ),
-    needs=("images", "features"),
+    needs=("pictures", "features"),
     higher_is_better=True,
     log_axis=False,
     column=3,

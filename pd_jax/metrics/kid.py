@@ -48,7 +48,7 @@ METRIC = Metric(
     "KID",
     lambda both: kernel_distance(both.samples.features, both.data.features),
     lambda run: f"{run.network}: cubic kernel distance of {run.sets}",
-    needs=("images", "features"),
+    needs=("pictures", "features"),
     log_axis=False,
     column=4,
 )

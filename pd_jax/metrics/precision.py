@@ -7,7 +7,7 @@ METRIC = Metric(
     "precision",
     lambda both: both.precision_recall[0],
     lambda run: f"{run.network}: 3 nearest neighbours, {run.sets}",
-    needs=("images", "features"),
+    needs=("pictures", "features"),
     higher_is_better=True,
     log_axis=False,
     column=5,

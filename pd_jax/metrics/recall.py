@@ -7,7 +7,7 @@ METRIC = Metric(
     "recall",
     lambda both: both.precision_recall[1],
     lambda run: "as precision",
-    needs=("images", "features"),
+    needs=("pictures", "features"),
     higher_is_better=True,
     log_axis=False,
     column=6,

@@ -4,7 +4,6 @@ A plot's text and lines are drawn in stand-in colours, which become CSS variable
 page is light or dark as its reader's screen is, and its plots are with it.
 """
 
-import base64
 import io
 import math
 import re
@@ -16,12 +15,11 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from pd_jax import metrics, samplers
 from pd_jax.evaluation.rows import by_series
+from pd_jax.reports.grids import uri
 from pd_jax.runs.stage_record import Line, StageRecord
-from pd_jax.storage.pixels import to_uint8
 
 INK, FAINT = "#010101", "#020202"
 STAND_INS = {INK: "currentColor", FAINT: "var(--line)"}
@@ -49,7 +47,6 @@ STYLE = {
 LEAST, MOST = 1e-30, 1e30  # magnitudes that are drawn: log axes overflow beyond
 MOST_POINTS = 400  # of a curve; more cannot be told apart
 NARROW = 0.025  # share of all updates below which a stage gets no label
-SHOWN = 320  # pixels of a grid's side, at most
 AXES = {"grad_norm": "gradient norm"}
 # Of a line of metrics.jsonl: drawn as marks, or not at all.
 NO_CURVES = ("loss", "grad_norm", "learning_rate", "skipped", "validation_loss")
@@ -277,53 +274,6 @@ def _mark(axes: Axes, stage: StageRecord, start: int, total: int, colour: str) -
         axes.plot(skipped, low, "x", color=INK, markersize=4, transform=where)
 
 
-def mosaic(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Images [N, H, W, C] in [-1, 1] side by side, uint8, with an alpha channel.
-
-    Gaps between them are white, and clear. Of more than 3 channels 3 are shown.
-    """
-    num, height, width, channels = images.shape
-    lines, shown = -(-num // columns), 1 if channels == 1 else 3
-    size = lines * (height + gap) - gap, columns * (width + gap) - gap
-    grid = np.full((*size, shown + 1), 255, np.uint8)
-    grid[..., shown] = 0
-    for i, image in enumerate(images):
-        row, column = divmod(i, columns)
-        y, x = row * (height + gap), column * (width + gap)
-        grid[y : y + height, x : x + width, :shown] = to_uint8(image)[..., :shown]
-        grid[y : y + height, x : x + width, shown] = 255
-    return grid
-
-
-def tiles(images: np.ndarray, columns: int) -> str:
-    """Images [N, H, W, C] in [-1, 1] as one PNG in a data URI, with clear gaps."""
-    grid, buffer = mosaic(images, columns, max(1, images.shape[1] // 16)), io.BytesIO()
-    Image.fromarray(grid).save(buffer, format="PNG", optimize=True)
-    return _uri(buffer.getvalue())
-
-
-def image_grid(images: np.ndarray, side: int = 8, pixels: int = 512) -> bytes:
-    """The first side x side images [N, H, W, C] in [-1, 1] as one PNG of some size."""
-    scale = max(1, pixels // (side * max(images.shape[1:3])))
-    grid = mosaic(images[: side * side], side)[..., :-1]
-    grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
-    buffer = io.BytesIO()
-    Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(
-        buffer, format="PNG"
-    )
-    return buffer.getvalue()
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def grid(images: np.ndarray) -> str:
-    """As many of the first images as a grid shows well, up to 8 x 8."""
-    side = min(max(SHOWN // max(images.shape[1:3]), 3), 8)
-    return tiles(images[: side * side], side)
-
-
 def directions(points: np.ndarray) -> np.ndarray:
     """A colour [N, 3] for each point [N, 2]: its direction from the middle."""
     x, y = (points - points.mean(0)).T
@@ -369,7 +319,7 @@ def landing(points: np.ndarray, best: np.ndarray) -> str:
     axes.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, transparent=True)
-    return _uri(buffer.getvalue())
+    return uri(buffer.getvalue())
 
 
 def displacements(best: np.ndarray, mine: np.ndarray, reach: float, key: str) -> Markup:

@@ -15,9 +15,11 @@ from etils import epath
 
 from pd_jax import __version__, metrics
 from pd_jax import config as configs
-from pd_jax.reports import figures
+from pd_jax.evaluation.rows import row_of
+from pd_jax.reports import figures, grids
 from pd_jax.runs import record as records
 from pd_jax.runs.record import Record
+from pd_jax.space import LATENTS, POINTS, SIGNALS
 from pd_jax.storage.writers import write_whole
 
 FILE = "report.html"
@@ -88,21 +90,17 @@ def keys(config: dict) -> list[tuple[str, list[dict]]]:
     return list(sections.items())
 
 
-def is_images(x: np.ndarray | None) -> bool:
-    """Whether samples can be shown as images."""
-    return x is not None and x.ndim == 4 and (x.shape[-1] == 1 or x.shape[-1] > 2)
-
-
-def is_plane(x: np.ndarray | None) -> bool:
-    """Whether samples are points of the plane."""
-    return x is not None and x.shape[1:] == (2,)
-
-
 def kind(record: Record) -> tuple[bool, bool]:
     """Whether samples are images with pixels to be seen, and whether points."""
-    best = record.reference
-    coarse = is_images(best) and max(best.shape[1:3]) < COARSE
-    return coarse, is_plane(best)
+    space = record.space
+    coarse = space is not None and space.has_areas and max(space.shape[:2]) < COARSE
+    return coarse, space is not None and space.kind == POINTS
+
+
+def channels(record: Record) -> int:
+    """How many channels of each sample are shown side by side; 0 for pictures."""
+    latents = record.space is not None and record.space.kind == LATENTS
+    return min(record.space.shape[-1], grids.MAX_CHANNELS) if latents else 0
 
 
 def picture(record: Record, x: np.ndarray | None) -> str | None:
@@ -111,14 +109,13 @@ def picture(record: Record, x: np.ndarray | None) -> str | None:
     A point has the colour of where the reference takes its noise, so that a point in
     the wrong place shows as a colour in the wrong place.
     """
-    if x is None:
+    if x is None or record.space is None:
         return None
-    if is_images(x):
-        return figures.grid(x)
-    if not is_plane(x):
-        return None
-    best = record.reference if record.exact is None else record.exact
-    return figures.landing(x, best)
+    if record.space.kind == POINTS:
+        best = record.reference if record.exact is None else record.exact
+        return figures.landing(x, best)
+    shown = grids.pictures(x, record.space, record.reference)
+    return None if shown is None else grids.grid(shown)
 
 
 def _positions(record: Record) -> list[dict]:
@@ -142,15 +139,18 @@ def _students(record: Record) -> list[tuple[int, np.ndarray]]:
 
 def _pairs(record: Record) -> dict | None:
     """The same noise under the teacher and under every student, and the worst of it."""
-    best, students = record.reference, _students(record)
-    if not students or not (is_images(best) or is_plane(best)):
+    best, space, students = record.reference, record.space, _students(record)
+    if not students or space is None or space.kind == SIGNALS:
         return None
     strips, worst = [], []
-    if is_images(best):
-        strips = [("teacher's best", figures.tiles(best[:PAIRS], PAIRS))]
+
+    def tiles(x, columns):
+        return grids.tiles(grids.pictures(x, space, best), columns)
+
+    if space.has_areas:
+        strips = [("teacher's best", tiles(best[:PAIRS], PAIRS))]
         strips += [
-            (f"{n} step{'s' * (n > 1)}", figures.tiles(x[:PAIRS], PAIRS))
-            for n, x in students
+            (f"{n} step{'s' * (n > 1)}", tiles(x[:PAIRS], PAIRS)) for n, x in students
         ]
     for steps, x in students[-FEWEST:]:
         num = min(len(x), len(best))
@@ -159,9 +159,9 @@ def _pairs(record: Record) -> dict | None:
         order = np.argsort(-error, kind="stable")
         pairs = {"steps": steps, "num": num, "median": float(np.median(error))}
         pairs["worst"] = float(error[order[0]])
-        if is_images(best):
+        if space.has_areas:
             pairs["pairs"] = [
-                (float(error[i]), figures.tiles(np.stack([best[i], x[i]]), 1))
+                (float(error[i]), tiles(np.stack([best[i], x[i]]), 1))
                 for i in order[:WORST]
             ]
         else:
@@ -232,6 +232,11 @@ def warnings(record: Record) -> list[str]:
             for stage in record.stages
             if stage.skipped
         ]
+        texts += [
+            f"{row_of(row).name}: {error}"
+            for row in record.rows
+            for error in row.get("errors", ())
+        ]
     return texts + [
         f"{stage.name}: ended early, after {stage.end} of {stage.planned} updates, as "
         "its validation loss had stopped improving"
@@ -288,6 +293,7 @@ def html(record: Record) -> str:
         reference=picture(record, record.reference),
         coarse=coarse,
         plane=plane,
+        channels=channels(record),
         pairs=_pairs(record),
         losses=figures.losses(record.stages) if trained else None,
         hours=device_hours(record),

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import numpy as np
 from etils import epath
 
 from pd_jax import config as configs
@@ -9,7 +10,8 @@ from pd_jax import metrics
 from pd_jax.config.setup import Setup
 from pd_jax.evaluation.evaluation import Evaluation
 from pd_jax.evaluation.rows import Row, by_series, row_of
-from pd_jax.reports import figures
+from pd_jax.reports import figures, grids
+from pd_jax.space import POINTS
 from pd_jax.storage.writers import write_whole
 
 
@@ -51,23 +53,32 @@ def table(rows: list[dict], everything: bool = True) -> str:
 
 
 def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str, bytes]:
-    """The pictures of samples: a grid a row for images, one figure for the plane."""
-    if len(setup.dataset.shape) == 3:
-        grids = {f"samples/{row.name}.png": row.name for row in rows}
-        grids["samples/teacher_reference.png"] = "reference_teacher"
-        return {
-            file: figures.image_grid(evaluation.saved_samples(name))
-            for file, name in grids.items()
+    """The pictures of samples: a grid a row where they have areas, else the plane's.
+
+    There are none of samples that are not finite.
+    """
+    saved, space = evaluation.saved_samples, setup.space
+    if space.has_areas:
+        names = {f"samples/{row.name}.png": row.name for row in rows}
+        names["samples/teacher_reference.png"] = "reference_teacher"
+        best = saved("reference_teacher")
+        shown = {
+            file: grids.pictures(saved(name), space, best)
+            for file, name in names.items()
         }
-    if setup.dataset.shape != (2,):
+        return {file: grids.image_grid(x) for file, x in shown.items() if x is not None}
+    if space.kind != POINTS:
         return {}
     exact = setup.dataset.denoise is not None
-    best = evaluation.saved_samples("reference_exact" if exact else "reference_teacher")
+    best = saved("reference_exact" if exact else "reference_teacher")
     panels = [("exact map" if exact else "teacher at its best", best)]
     for row in rows:
         if row.model == "student" or row.num_steps in (1, 4):
             title = f"{row.series}, {row.num_steps} step{'s' * (row.num_steps > 1)}"
-            panels.append((title, evaluation.saved_samples(row.name)))
+            panels.append((title, saved(row.name)))
+    panels = [(title, x) for title, x in panels if np.all(np.isfinite(x))]
+    if not np.all(np.isfinite(best)):
+        return {}
     return {"landing.png": figures.landings(panels, best)}
 
 
@@ -91,7 +102,8 @@ def _write(
     workdir: epath.Path, report: dict, evaluation: Evaluation, setup: Setup
 ) -> None:
     rows = report["rows"]
-    files = {"quality.png": figures.quality(rows)}
+    measured = metric_names(rows)
+    files = {"quality.png": figures.quality(rows)} if measured else {}
     files |= pictures(evaluation, setup, [row_of(entry) for entry in rows])
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in report["seconds"].items())
     early = ", ".join(
@@ -111,15 +123,13 @@ def _write(
         *(
             f"- {name}: {words}"
             for name, words in protocol.items()
-            if name in ("samples", *metric_names(rows))
-            or words.startswith("not measured")
+            if name in ("samples", *measured) or words.startswith("not measured")
         ),
         "",
         f"Time: {seconds}.",
         "",
         *([f"Ended early, on a plateau: {early}.", ""] if early else []),
-        "![quality against steps](quality.png)",
-        "",
+        *(["![quality against steps](quality.png)", ""] if measured else []),
         "The same noise, in the same place of every picture:",
         "",
         *(

@@ -20,12 +20,13 @@ from etils import epath
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pd_jax.reports import figures
+from pd_jax.reports import grids
 from pd_jax.runs import loading
 from pd_jax.runtime import console, numerics
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupt
 from pd_jax.runtime.progress import Progress
+from pd_jax.space import PICTURES
 from pd_jax.storage import files
 from pd_jax.storage.writers import replacing, write_whole
 from pd_jax.students.student import Student
@@ -91,6 +92,7 @@ def sample(
 
     Raises:
       Refused: for a target that holds something else, or what cannot be sampled.
+      NotFinite: for samples that are not finite; nothing of these is written.
       Interrupted: on SIGINT or SIGTERM; the same command goes on.
     """
     if num < 1 or not 0 <= seed < 2**31:
@@ -124,12 +126,17 @@ def sample(
         draw = _Draw(student, seed, label, job)
     except Refused as error:
         raise Refused(f"{path}: {error}") from error
-    if kind is not _array and (not student.is_image or student.shape[-1] not in (1, 3)):
+    if kind is not _array and not _drawable(student):
         raise Refused(
-            f"--out={out}: samples of shape {student.shape} are no pictures of 1 or 3 "
-            "channels: give a file NAME.npz"
+            f"--out={out}: samples are {student.space.kind} of shape {student.shape}, "
+            "no pictures of 1 or 3 channels: give a file NAME.npz"
         )
     kind(draw, num, target)
+
+
+def _drawable(student: Student) -> bool:
+    """Whether a PNG holds a sample; earlier versions made pictures of any channels."""
+    return student.space.kind == PICTURES and student.shape[-1] in (1, 3)
 
 
 def _names(student: Student) -> list[str]:
@@ -222,7 +229,7 @@ def _grid(draw: _Draw, num: int, out: pathlib.Path) -> None:
         return
     images = np.concatenate([x for _, x in draw.batches(num)])
     side = math.isqrt(num - 1) + 1
-    drawn = figures.image_grid(images / 127.5 - 1.0, side)
+    drawn = grids.image_grid(images / 127.5 - 1.0, side)
     info = PngInfo()
     info.add_text("pd_jax", json.dumps(job))
     buffer = io.BytesIO()
@@ -334,7 +341,7 @@ def _draw_parts(draw: _Draw, num: int, parts: pathlib.Path) -> list[str]:
         return f"{places[0]}_{len(places)}.npy"
 
     for places, x in draw.batches(num, lambda places: part(places) not in there):
-        if draw.student.is_image and x.shape[-1] == 1:
+        if draw.student.space.kind == PICTURES and x.shape[-1] == 1:
             x = x.repeat(3, axis=-1)  # as tools that measure FID take grey pictures
         buffer = io.BytesIO()
         np.save(buffer, x)

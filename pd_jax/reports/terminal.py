@@ -61,7 +61,8 @@ class Terminal:
         """Prints a row's values, for those who want details."""
         values = ", ".join(f"{k} {v:.4g}" for k, v in entry["metrics"].items())
         console.detail(
-            f"{series_of(entry)}, {entry['num_steps']} step(s): {values}; "
+            f"{series_of(entry)}, {entry['num_steps']} step(s): "
+            f"{'; '.join([values, *entry.get('errors', ())]).lstrip('; ')}; "
             f"{entry['seconds']:.1f} s"
         )
 

@@ -12,9 +12,11 @@ from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
+from pd_jax.config.setup import Setup
 from pd_jax.evaluation.rows import series_of
-from pd_jax.reports.figures import image_grid
+from pd_jax.reports import grids
 from pd_jax.runtime.errors import Refused
+from pd_jax.space import Space
 from pd_jax.storage.writers import is_remote, write_whole
 
 FLUSH_SECONDS = 5.0  # after which what is drawn can be seen
@@ -48,12 +50,32 @@ def _numbers(entry: dict) -> dict[str, float]:
     }
 
 
+class _Samples:
+    """A row's samples as one picture.
+
+    Attributes:
+      kind: of `pd_jax.space`; "" for what their shape tells.
+    """
+
+    kind = ""
+
+    def on_begin(self, setup: Setup, present: list[str]) -> None:
+        """Learns what samples are."""
+        self.kind = setup.space.kind
+
+    def _grid(self, samples: np.ndarray) -> bytes | None:
+        """A PNG of samples [n, ...]; None if they have no picture."""
+        space = Space.of(samples.shape[1:], self.kind)
+        shown = grids.pictures(samples, space)
+        return None if shown is None else grids.image_grid(shown)
+
+
 def _pixels(png: bytes) -> np.ndarray:
     """A picture as uint8 [H, W, 3]."""
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
-class TensorBoard:
+class TensorBoard(_Samples):
     """TensorBoard's files, in tensorboardX's form of them.
 
     Every stage is a run there, with updates as steps, and so are the report's rows
@@ -99,11 +121,10 @@ class TensorBoard:
             self.flush()
 
     def on_row(self, entry: dict, samples: np.ndarray) -> None:
-        """Draws a row's figures, and its samples where they are images."""
+        """Draws a row's figures, and its samples if they can be shown."""
         run, steps = f"rows/{series_of(entry)}", entry["num_steps"]
         self._scalars(run, steps, entry["metrics"])
-        if samples.ndim == 4:
-            png = image_grid(samples)
+        if (png := self._grid(samples)) is not None:
             height, width, channels = _pixels(png).shape
             image = self._summary.Image(
                 height=height,
@@ -127,7 +148,7 @@ class TensorBoard:
             file.close()
 
 
-class WeightsAndBiases:
+class WeightsAndBiases(_Samples):
     """One run at Weights & Biases, gone on with when the run here is.
 
     Lines of updates that are done again after a kill are there twice: it cannot forget.
@@ -168,12 +189,12 @@ class WeightsAndBiases:
         self._run.log({f"{entry['stage']}/{k}": v for k, v in shown.items()})
 
     def on_row(self, entry: dict, samples: np.ndarray) -> None:
-        """Draws a row's figures, and its samples where they are images."""
+        """Draws a row's figures, and its samples if they can be shown."""
         group = f"rows/{series_of(entry)}"
         self._run.define_metric(f"{group}/*", step_metric=f"{group}/num_steps")
         shown = entry["metrics"] | {"num_steps": entry["num_steps"]}
-        if samples.ndim == 4:
-            shown["samples"] = self._package.Image(_pixels(image_grid(samples)))
+        if (png := self._grid(samples)) is not None:
+            shown["samples"] = self._package.Image(_pixels(png))
         self._run.log({f"{group}/{k}": v for k, v in shown.items()})
 
     def close(self) -> None:

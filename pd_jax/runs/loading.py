@@ -25,6 +25,7 @@ from pd_jax.runs.stage_record import StageRecord
 from pd_jax.runtime import numerics, processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
+from pd_jax.space import Space
 from pd_jax.storage import files
 from pd_jax.students import bundle
 from pd_jax.students.student import Student
@@ -33,7 +34,7 @@ from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL
 
 CONTENT = (
-    *("num_steps", "step_counts", "shape", "clip", "sampler", "labels"),
+    *("num_steps", "step_counts", "sampler", "labels"),
     *("metrics", "facts"),
 )
 
@@ -113,6 +114,8 @@ def _from_bundle(path: epath.Path, model: Any, schedule: Schedule | None) -> Stu
             _check(opened.shapes, model, tuple(content["shape"]))
         named = {key: content[key] for key in CONTENT}
         named |= {"params": opened.params(), "model": model, "schedule": schedule}
+        said = content["shape"], content["kind"], content["clip"]
+        named["space"] = _made(Space.stored, *said)
         return _made(Student, **named)
     except ValueError as error:  # of a file's bytes, whoever reads them
         raise Refused(f"{path}: {error}") from error
@@ -262,10 +265,10 @@ def of_stage(
         facts = checkpoints.facts()
         described = _made(_described, facts, config, built and built.model)
         model = described["model"]
-        given = model, described["schedule"], described["shape"]
-        parts = setup.parts(config, training, *given)
+        shape = described["space"].shape
+        parts = setup.parts(config, training, model, described["schedule"], shape)
         method = configs.planned(config, 0, {training: parts})[training][0]
-        weights = built.shapes if built else _shapes(model, described["shape"])
+        weights = built.shapes if built else _shapes(model, shape)
         here = SingleDeviceSharding(jax.local_devices()[0])
         like = _on(here, state_shapes(method, stage, weights))
         params = jax.device_get(checkpoints.handed_over(like, method)[MODEL])
@@ -295,17 +298,17 @@ def of_stage(
 
 def _described(facts: dict, config: ConfigDict, model: Model | None) -> dict:
     """Those fields of a student that its checkpoint's facts tell."""
-    shape = tuple(facts["data"]["shape"])
+    about = facts["data"]
+    space = Space.stored(about["shape"], about.get("kind", ""), facts["clip"])
     if model is None:
         here = setup.precision(config, jax.default_backend())
-        model = _model(facts["model"], shape, facts.get("precision") or here)
+        model = _model(facts["model"], space.shape, facts.get("precision") or here)
     labels = facts.get("labels") or ()
     classes = getattr(model.network, "num_classes", 0)
     return {
         "model": model,
         "schedule": schedules.get(**facts["schedule"]),
-        "shape": shape,
-        "clip": facts["clip"],
+        "space": space,
         "labels": labels if len(labels) == classes > 1 else classes or None,
     }
 

@@ -19,6 +19,7 @@ from pd_jax import config as configs
 from pd_jax.evaluation.rows import Row, by_series, check_entry, planned_rows, row_of
 from pd_jax.runs.stage_record import Line, StageRecord, count, modified, number, size
 from pd_jax.runtime.errors import Refused
+from pd_jax.space import Space
 from pd_jax.storage import files
 from pd_jax.storage.writers import JsonLines
 
@@ -46,6 +47,7 @@ class Record:
       report: its report.json, or {} before the run is finished.
       seconds: of "evaluation" at least.
       warnings: what could not be read, and why.
+      kind: what the data is, of `pd_jax.space`; "" where no checkpoint tells.
     """
 
     folder: epath.Path
@@ -57,6 +59,7 @@ class Record:
     report: dict
     seconds: dict[str, float]
     warnings: list[str]
+    kind: str = ""
 
     @property
     def finished(self) -> bool:
@@ -121,6 +124,16 @@ class Record:
     def reference(self) -> np.ndarray | None:
         """The teacher's best samples [N, ...], which those of all rows are held to."""
         return _samples(self.folder / "evaluation" / "reference_teacher.npy")
+
+    @functools.cached_property
+    def space(self) -> Space | None:
+        """What the reference's samples are; None without it."""
+        if self.reference is None:
+            return None
+        shape = self.reference.shape[1:]
+        with contextlib.suppress(Refused):  # of files that do not belong together
+            return Space.of(shape, self.kind)
+        return Space.of(shape)
 
     @property
     def exact(self) -> np.ndarray | None:
@@ -235,6 +248,7 @@ def _read(
         report=report,
         seconds=seconds | report.get("seconds", {}),
         warnings=warnings,
+        kind=next((stage.kind for stage in stages if stage.kind), ""),
     )
     return record, wrong
 

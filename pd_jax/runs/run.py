@@ -315,10 +315,11 @@ class _Run:
             self._evaluate([regressions.taught_by(row, setup), row])
 
         def worse() -> bool:
-            texts = [
-                regressions.regression(r, setup, self.evaluation) for r in students
-            ]
-            return any(texts)
+            return any(
+                regressions.regression(row, setup, self.evaluation)
+                or regressions.failures(row, self.evaluation)
+                for row in students
+            )
 
         if processes.on_first_process(worse):
             later = training.stages[training.stages.index(stage) + 1 :]

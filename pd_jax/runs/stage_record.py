@@ -9,6 +9,7 @@ from etils import epath
 
 from pd_jax import checkpoint
 from pd_jax import config as configs
+from pd_jax.space import KINDS
 from pd_jax.training.stage import Stage
 
 
@@ -76,6 +77,7 @@ class StageRecord:
         where that is not known.
       taught_by: the stage before, or a released teacher's file; None for neither.
       skipped: updates left out, as their loss or gradient was not finite.
+      kind: what the data is, of `pd_jax.space`; "" where no checkpoint tells.
       lines: its intervals, in order.
     """
 
@@ -93,6 +95,7 @@ class StageRecord:
     devices: str = ""
     taught_by: str | None = None
     skipped: int = 0
+    kind: str = ""
     lines: list[Line] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
@@ -160,6 +163,8 @@ class StageRecord:
         devices = re.fullmatch(r"[1-9]\d{0,8} x .+", str(facts.get("devices")))
         self.devices = devices[0] if devices else ""
         self.taught_by = facts.get("teacher")
+        kind = facts.get("data", {}).get("kind")
+        self.kind = kind if kind in KINDS else ""
 
 
 def modified(path: epath.Path) -> float | None:

@@ -102,6 +102,7 @@ class Stages:
             "data": {
                 "name": config.data.name,
                 "shape": list(self._setup.dataset.shape),
+                "kind": self._setup.space.kind,
                 "examples": len(self._setup.dataset),
             },
         }
@@ -110,6 +111,8 @@ class Stages:
         """Refuses a checkpoint of another network, data set or config."""
         facts, mine = checkpoints.facts(), self.sampler(checkpoints.stage)
         saved = {key: facts.get(key, value) for key, value in mine.items()}
+        # Of a version that knew no kinds.
+        saved["data"] = {"kind": mine["data"]["kind"]} | saved["data"]
         name = saved["model"].get("name")
         if name in models.known():  # fields that came later are as by default
             saved["model"] = models.fields(name) | saved["model"]

@@ -1,5 +1,9 @@
-"""The error for what a person gave: its message is all that they see."""
+"""Errors whose message is all that a person sees."""
 
 
 class Refused(ValueError):
     """What a person gave cannot work; the message tells them why, and what can."""
+
+
+class NotFinite(ArithmeticError):
+    """Computed numbers are not finite; the message says which and how many."""

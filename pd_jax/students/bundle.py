@@ -36,6 +36,7 @@ KINDS = {
     "sampler": str,
     "clip": bool,
     "shape": list,
+    "kind": str,
     "labels": list | int | None,
     "model": dict | None,
     "precision": str,
@@ -43,7 +44,8 @@ KINDS = {
     "facts": dict,
     "digests": dict,
 }
-OPTIONAL = {"step_counts": []}  # lacking in older files, with what they then mean
+# Lacking in older files, with what they then mean.
+OPTIONAL = {"step_counts": [], "kind": ""}
 
 
 def flatten(params: Any) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from pd_jax.models import Model
 from pd_jax.runtime import numerics, registry
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
+from pd_jax.space import Space
 from pd_jax.storage import files
-from pd_jax.storage.pixels import to_uint8
 from pd_jax.students import bundle
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -35,9 +35,8 @@ class Student:
       params: its weights, a pytree of arrays; nested dicts of a network with a name.
       num_steps: sampling steps by default; 0 for a teacher of any.
       schedule: the noise levels it was trained on.
-      shape: of one sample: [H, W, C] of an image, which is sampled as uint8; of other
-        shapes samples are float32.
-      clip: clips each prediction of x to [-1, 1].
+      space: what one sample is: of pictures, samples are uint8, else float32; or a
+        shape, which tells that.
       sampler: a method of `samplers.sample`.
       labels: of a class-conditional model, the classes' names or their number.
       metrics: what was measured of its samples.
@@ -49,8 +48,7 @@ class Student:
     params: dict
     num_steps: int
     schedule: Schedule
-    shape: tuple[int, ...]
-    clip: bool = True
+    space: Space | tuple[int, ...]
     sampler: str = "ddim"
     labels: Sequence[str] | int | None = None
     metrics: dict = dataclasses.field(default_factory=dict)
@@ -59,7 +57,8 @@ class Student:
 
     def __post_init__(self):
         samplers.parse(self.sampler)
-        object.__setattr__(self, "shape", tuple(self.shape))
+        if not isinstance(self.space, Space):
+            object.__setattr__(self, "space", Space.of(self.space))
         object.__setattr__(self, "step_counts", tuple(self.step_counts))
         if self.num_steps < 0:
             raise Refused(f"num_steps={self.num_steps}: at least 0")
@@ -88,9 +87,14 @@ class Student:
         return list(self.labels) if named else self.num_classes or None
 
     @property
-    def is_image(self) -> bool:
-        """Whether samples are images, uint8, and not float32."""
-        return len(self.shape) == 3
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.space.shape
+
+    @property
+    def clip(self) -> bool:
+        """Whether each prediction of x is clipped to [-1, 1]."""
+        return self.space.clip
 
     @functools.cached_property
     def digest(self) -> str:
@@ -138,7 +142,7 @@ class Student:
         if isinstance(label, str) and not isinstance(self.labels, int):
             known = list(self.labels)
             return known.index(registry.check(label, known, "label"))
-        if isinstance(label, str) or not 0 <= label < self.num_classes:
+        if label not in range(self.num_classes):
             raise Refused(
                 f"label={label}: labels are whole numbers from 0 to "
                 f"{self.num_classes - 1}"
@@ -169,11 +173,12 @@ class Student:
           batch: samples that are drawn at once, over all devices.
 
         Returns:
-          uint8 [num, H, W, C]; float32 [num, ...] where samples are no images.
+          uint8 [num, H, W, C] of pictures, else float32 [num, ...].
 
         Raises:
           Refused: for a step count or sampler that it was not made for, or an unknown
             label.
+          NotFinite: for samples that are not finite, with their number.
         """
         if num < 1:
             raise Refused(f"num={num}: at least 1")
@@ -193,12 +198,15 @@ class Student:
         batch: int = 256,
     ) -> np.ndarray:
         """The samples at `places` [N] of `sample`'s order; as there otherwise."""
-        steps = self.steps(num_steps, force)
+        steps, places = self.steps(num_steps, force), np.asarray(places)
         if not self.is_made_for(sampler) and not force:
             raise Refused(
                 f'sampler="{sampler}": this student was made for "{self.sampler}"; '
                 "force=True samples with another one, at a loss of quality"
             )
+        whole = np.issubdtype(places.dtype, np.integer)
+        if not whole or not np.all((places >= 0) & (places < 2**32)):
+            raise Refused("places are whole numbers from 0 to 2^32 - 1")
         if label is None or isinstance(label, int | str | np.integer):
             label = [label] * len(places)
         if len(label) != len(places):
@@ -211,8 +219,7 @@ class Student:
             rows = np.minimum(np.arange(first, first + size), len(places) - 1)
             x = placed.draw(key, places[rows], label[rows], steps, split, sampler)
             parts.append(np.asarray(x)[: len(places) - first])
-        x = np.concatenate(parts)
-        return to_uint8(x) if self.is_image else x
+        return self.space.finish(np.concatenate(parts))
 
     @functools.cached_property
     def _placed(self) -> tuple[NamedSharding, "Student"]:
@@ -228,8 +235,7 @@ class Student:
         return _Recipe(
             self.model,
             self.schedule,
-            self.shape,
-            self.clip,
+            self.space,
             sampler or self.sampler,
             self.num_classes,
             split,
@@ -245,7 +251,7 @@ class Student:
         split: NamedSharding,
         sampler: str | None = None,
     ) -> jax.Array:
-        """A batch of samples, before images become uint8: all sampling is done here.
+        """A batch of samples, before pictures are uint8: all sampling is done here.
 
         Students that differ in nothing but weights and steps share one compiled
         program for each size of a batch.
@@ -284,7 +290,9 @@ class Student:
 
         It is `call(weights by their names in a bundle, key data uint32 [2], place
         uint32 [b])`, for a class-conditional student with label int32 [b] too, -1 for
-        any. The samples are those of `at` with the key of that data, at those places.
+        any. The samples are those of `at` with the key of that data, at those places,
+        in float32: a program cannot refuse what is not finite, so its caller does, and
+        makes pictures uint8.
 
         Returns:
           The bytes of `jax.export`, for cpu, cuda and tpu and any b.
@@ -300,8 +308,7 @@ class Student:
             key = numerics.threefry(key)
             params = jax.tree.unflatten(structure, [weights[name] for name in names])
             steps = jnp.int32(self.num_steps)
-            x = _sample(recipe, params, key, place, label, steps)
-            return to_uint8(x) if self.is_image else x
+            return _sample(recipe, params, key, place, label, steps)
 
         (b,) = export.symbolic_shape("b")
         weights, of = bundle.flatten(self.params), jax.ShapeDtypeStruct
@@ -344,6 +351,7 @@ class Student:
             "sampler": self.sampler,
             "clip": self.clip,
             "shape": list(self.shape),
+            "kind": self.space.kind,
             "labels": self._labels,
             "model": models.describe(self.model),
             "output": getattr(self.model, "output", None),
@@ -361,8 +369,7 @@ class _Recipe:
     # Left out of the hash, as a network's fields may be lists; compared all the same.
     model: Any = dataclasses.field(hash=False)
     schedule: Schedule = dataclasses.field(hash=False)
-    shape: tuple[int, ...]
-    clip: bool
+    space: Space
     sampler: str
     num_classes: int
     split: NamedSharding | None
@@ -383,12 +390,12 @@ def _sample(
     else:
         label = None
     denoise = recipe.model.denoiser(recipe.model.cast(params), label)
-    z = samplers.noise(key, place, recipe.shape)
+    z = samplers.noise(key, place, recipe.space.shape)
     if recipe.split is not None:
         z = jax.lax.with_sharding_constraint(z, recipe.split)
-    keys = samplers.step_keys(key, place)
+    keys, clip = samplers.step_keys(key, place), recipe.space.clip
     x = samplers.sample(
-        denoise, z, num_steps, recipe.schedule, recipe.sampler, recipe.clip, keys
+        denoise, z, num_steps, recipe.schedule, recipe.sampler, clip, keys
     )
     if recipe.split is not None:
         same = NamedSharding(recipe.split.mesh, PartitionSpec())
