@@ -171,6 +171,16 @@ def test_a_folder_of_pictures_goes_on_where_it_was_stopped(bundle, tmp_path, sto
     assert everything(out) == after
 
 
+def test_a_folder_without_a_picture_is_for_any_samples(bundle, tmp_path):
+    out = tmp_path / "many"
+    out.mkdir()
+    job = {"seed": 7}  # of one that was stopped before its first batch
+    (out / samples.JOB).write_text(json.dumps(job))
+    samples.sample(bundle, str(out), 3)
+    assert json.loads((out / samples.JOB).read_text())["seed"] == 0
+    assert len(list(out.glob("*.png"))) == 3
+
+
 def test_an_array_goes_on_where_it_was_stopped(bundle, tmp_path, stopped, capsys):
     out = tmp_path / "many.npz"
     with pytest.raises(Interrupted):

@@ -247,15 +247,17 @@ def _own(folder: pathlib.Path, job: dict, out: pathlib.Path) -> Iterator[None]:
     """
     place = folder / JOB
     while True:
-        _check(folder, place, job, out)
+        _check(folder, place, job, out)  # a folder that is not ours is left as it is
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
         try:
             _wait(lock, out)
             # Who held it may have removed the folder at the end.
             if folder.exists() and os.path.samestat(os.fstat(lock), folder.stat()):
-                if not place.exists():
-                    write_whole(epath.Path(place), json.dumps(job))
+                _check(folder, place, job, out)
+                text = json.dumps(job)
+                if not place.exists() or place.read_text() != text:
+                    write_whole(epath.Path(place), text)
                 yield
                 return
         finally:
@@ -265,13 +267,14 @@ def _own(folder: pathlib.Path, job: dict, out: pathlib.Path) -> Iterator[None]:
 def _check(
     folder: pathlib.Path, place: pathlib.Path, job: dict, out: pathlib.Path
 ) -> None:
-    """Refuses a folder that is not this job's, or empty but for hidden files."""
+    """Refuses a folder of other samples, or of other files."""
     if place.exists():
         try:
             before = files.read_json(epath.Path(place))
         except Refused as error:
             raise _foreign(out, error) from error
-        _same(before, job, out)
+        if _visible(folder):
+            _same(before, job, out)
     elif folder.exists() and (not folder.is_dir() or _visible(folder)):
         raise _foreign(out, f"no {JOB}")
 
