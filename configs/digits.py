@@ -73,6 +73,14 @@ def _imitation(student: ConfigDict) -> None:
     student.ema = 0.99
 
 
+def _knowledge_distillation(student: ConfigDict) -> None:
+    student.updates = 6000
+    student.learning_rate = 2e-3
+    student.pairs = 20_000
+    student.decay = "linear"
+    student.ema = 0.99
+
+
 def _shortcut(student: ConfigDict) -> None:
     student.updates = 4000
     student.learning_rate = 2e-3
@@ -88,6 +96,7 @@ def _trajectory(student: ConfigDict) -> None:
     student.grid = 32
     student.solver = "ddim"
     student.average = 0.95
+    student.compare = "arc"
     student.decay = "linear"
     student.ema = 0.99
 
@@ -108,6 +117,7 @@ METHODS = {
     "consistency_training": _consistency_training,
     "diff_instruct": _diff_instruct,
     "imitation": _imitation,
+    "knowledge_distillation": _knowledge_distillation,
     "shortcut": _shortcut,
     "tract": _tract,
     "trajectory": _trajectory,

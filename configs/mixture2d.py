@@ -80,6 +80,14 @@ def _imitation(student: ConfigDict) -> None:
     student.ema = 0.99
 
 
+def _knowledge_distillation(student: ConfigDict) -> None:
+    student.batch = 512
+    student.updates = 6000
+    student.teacher_sampler = "heun"
+    student.decay = "linear"
+    student.ema = 0.99
+
+
 def _shortcut(student: ConfigDict) -> None:
     student.batch = 512
     student.updates = 6000
@@ -116,6 +124,7 @@ METHODS = {
     "consistency_training": _consistency_training,
     "diff_instruct": _diff_instruct,
     "imitation": _imitation,
+    "knowledge_distillation": _knowledge_distillation,
     "shortcut": _shortcut,
     "tract": _tract,
     "trajectory": _trajectory,

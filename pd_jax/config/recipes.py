@@ -75,6 +75,8 @@ def smoke(config: ConfigDict) -> None:
         config[name].updates = (40,) if isinstance(one, tuple) else 40
         if "start" in config[name]:
             config[name].start = 8
+        if "pairs" in config[name]:
+            config[name].update(pairs=1000, teacher_steps=8)
     config.eval.teacher_steps = (8, 4, 2, 1)
     config.eval.num_samples = 256
     config.eval.paired_samples = 64

@@ -144,6 +144,10 @@ def _batch(setup: Setup, *lead: int, kind: str = "images") -> dict:
     batch = {
         "images": {"image": jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)},
         "places": {"place": jax.ShapeDtypeStruct(lead, jnp.int32)},
+        "pairs": {
+            name: jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
+            for name in ("image", "noise")
+        },
     }[kind]
     if classes or classes is None:
         batch["label"] = jax.ShapeDtypeStruct(lead, jnp.int32)

@@ -197,6 +197,21 @@ class InMemory(Dataset):
         return self.labels[rng.integers(len(self.labels), size=num)]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs(InMemory):
+    """Noise and what a teacher made of it: {"image", "noise" [B, ...], "label" [B]}.
+
+    Attributes:
+      noise: [N, ...] float32, standard normal; of the images of the same rows.
+    """
+
+    noise: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> dict:
+        """The pairs of these rows."""
+        return super().take(rows) | {"noise": self.noise[rows]}
+
+
 def _type(images: np.ndarray, name: str = "images") -> np.dtype:
     """The type of images, called `name`; Refused for one that is not learnt from."""
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
@@ -290,14 +305,19 @@ def describe(name: str, **kw) -> Description:
 
 
 def source(dataset: Dataset, kind: str) -> Dataset:
-    """What a training is fed: the data set itself, or places alone.
+    """What a training is fed: the data set itself, places alone, or pairs.
 
     Args:
       dataset: the run's, or its `Description`, which is never asked for batches.
-      kind: "images", or "places" for a method that needs no examples.
+      kind: "images"; "places" for a method that needs no examples; or "pairs", which
+        are made when their turn comes: until then there is one, of zeros.
     """
     if kind == "places" and isinstance(dataset, Dataset):
         return Places(dataset)
+    if kind == "pairs":
+        shape, label = (1, *dataset.shape), np.zeros(1, np.int32)
+        zeros = np.zeros(shape, np.float32)
+        return Pairs(zeros, label if dataset.num_classes else None, noise=zeros)
     return dataset
 
 

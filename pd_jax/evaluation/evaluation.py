@@ -107,7 +107,7 @@ class Evaluation:
         place = jnp.arange(num, dtype=jnp.uint32)
         return np.asarray(draw(self._key, place, self._setup.dataset.shape))
 
-    def _student(self, params: dict | None) -> Student:
+    def student(self, params: dict | None) -> Student:
         """A model to sample from: of weights, or the exact denoiser's if None."""
         model = Exact(self._setup.dataset.denoise)
         if params is not None:
@@ -137,7 +137,7 @@ class Evaluation:
           num: how many.
           method: the sampler; the config's where None.
         """
-        student = self._student(params)
+        student = self.student(params)
         for first in range(0, num, self._batch):
             place = np.arange(first, first + self._batch, dtype=np.uint32)
             label = None
@@ -151,7 +151,7 @@ class Evaluation:
 
     def trace(self) -> jax.stages.Traced:
         """The sampler of a batch, traced on shapes, to be lowered for any platform."""
-        return self._student(self._setup.shapes).trace(self._batch, self._split)
+        return self.student(self._setup.shapes).trace(self._batch, self._split)
 
     def _path(self, name: str) -> epath.Path:
         return self._directory / name

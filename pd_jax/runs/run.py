@@ -1,6 +1,7 @@
 """The order of things: teacher, ladder, evaluation, report; whatever is missing."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import time
@@ -16,10 +17,11 @@ from pd_jax import config as configs
 from pd_jax.checkpoint import Damaged
 from pd_jax.config.setup import Setup, build
 from pd_jax.costs import memory
+from pd_jax.data import Pairs
 from pd_jax.evaluation import preflight, regressions
 from pd_jax.evaluation.evaluation import GRID, Evaluation
 from pd_jax.evaluation.rows import Row, rows
-from pd_jax.runs import loading
+from pd_jax.runs import loading, pairs
 from pd_jax.runs import workdir as workdirs
 from pd_jax.runs.stages import Stages
 from pd_jax.runtime import processes
@@ -30,10 +32,11 @@ from pd_jax.storage.writers import JsonLines, write_whole
 from pd_jax.training.callbacks import Callbacks
 from pd_jax.training.loop import Loop
 from pd_jax.training.stage import Stage
-from pd_jax.training.state import MODEL, TrainState
+from pd_jax.training.state import MODEL, TEACHER, TrainState
 from pd_jax.training.training import Training
 
 EVALUATION = "evaluation"  # a part of a run, beside its trainings
+PAIRS = 2**18  # folded into a training's start key, beside its stages' indices
 
 
 class OutOfMemory(MemoryError):
@@ -237,6 +240,29 @@ class _Run:
         frozen = jax.jit(lambda given: begin(given, stage, key).frozen)(given)
         return training.step.place(state.replace(frozen=frozen)), facts
 
+    def _pairs(self, training: Training, stage: Stage) -> Pairs:
+        """The pairs that a stage learns from, by the method's keys."""
+        method, params = training.method, None
+        if method.parts.exact is None:
+            params = self.stages.given(training, stage)[TEACHER]
+        teacher = self.evaluation.student(params)
+        if method.teacher_sampler:
+            teacher = dataclasses.replace(teacher, sampler=method.teacher_sampler)
+
+        def advance(text):
+            self.interrupt.check()
+            self.progress.show(f"{stage.name}  pairs {text}")
+
+        return pairs.make(
+            self.workdir / "pairs" / stage.name,
+            teacher,
+            self.setup.dataset,
+            method.pairs,
+            method.teacher_steps,
+            jax.random.fold_in(training.start_key, PAIRS),
+            advance,
+        )
+
     def _train(self, training: Training, stage: Stage) -> None:
         """Trains one stage from where it is to its end."""
         with self.stages.open(stage) as checkpoints:
@@ -247,6 +273,8 @@ class _Run:
             began = time.monotonic()
             if not training.step.traces:
                 self.progress.show(f"{stage.name}  compiling")
+            if training.method.data == "pairs":
+                training.dataset = self._pairs(training, stage)
             state, facts = self._start(training, stage, checkpoints)
             substeps = training.step.substeps
             if (checkpoints.end - checkpoints.updates) % substeps:

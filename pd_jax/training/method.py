@@ -97,7 +97,9 @@ class Method(Protocol):
       distils: whether it makes a student of few steps, of what was trained before or
         beside it; else it makes a teacher.
       data: what it is fed: "images", batches {"image": [B, ...], "label": [B]}; or
-        "places", batches {"place": [B]} with labels as often as the data has them.
+        "places", batches {"place": [B]} with labels as often as the data has them; or
+        "pairs", batches of images with the "noise" [B, ...] that a teacher made them
+        of, by the method's keys `pairs`, `teacher_steps` and `teacher_sampler`.
       sampler: its student's, one of `pd_jax.samplers`; "" for the config's.
     """
 

@@ -1,0 +1,118 @@
+"""Pairs of noise and a teacher's sample of it, made in parts in a run's folder.
+
+The i-th pair is a function of the run's seed and i alone. Parts that are there and
+whole are not made again; several processes make every n-th part each, and read all.
+"""
+
+import dataclasses
+import io
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pd_jax import samplers
+from pd_jax.data import Dataset, Pairs
+from pd_jax.runtime import processes
+from pd_jax.storage.writers import write_whole
+from pd_jax.students import Student
+
+PART = 4096  # pairs of a file
+
+
+def make(
+    folder: epath.Path,
+    teacher: Student,
+    dataset: Dataset,
+    num: int,
+    num_steps: int,
+    key: jax.Array,
+    advance: Callable[[str], None],
+) -> Pairs:
+    """Pairs, from a folder or made there.
+
+    Args:
+      folder: where their parts are kept.
+      teacher: what makes samples of noise.
+      dataset: whose labels they have, as often.
+      num: how many.
+      num_steps: the teacher's, for each.
+      key: of noise and labels.
+      advance: told what is being made; may raise to stop.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index, count = processes.part()
+    starts = range(0, num, PART)
+    for part in range(index, len(starts), count):
+        path = folder / f"{part:06d}.npz"
+        size = min(PART, num - starts[part])
+        if _read(path, size) is None:
+            rows = np.arange(starts[part], starts[part] + size)
+            advance(f"{starts[part]}/{num}")
+            made = _part(teacher, dataset, rows, num_steps, key, advance)
+            content = io.BytesIO()
+            np.savez(content, **made)
+            write_whole(path, content.getvalue())
+    if count > 1:
+        multihost_utils.sync_global_devices(os.fspath(folder))
+    parts = [
+        _read(folder / f"{part:06d}.npz", min(PART, num - start))
+        for part, start in enumerate(starts)
+    ]
+    if any(part is None for part in parts):
+        raise OSError(f"{folder}: a part is not there, or damaged, after it was made")
+    whole = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    return Pairs(whole["image"], whole.get("label"), noise=whole["noise"])
+
+
+def _read(path: epath.Path, size: int) -> dict[str, np.ndarray] | None:
+    """A part, or None where it is not there whole."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            part = {name: file[name] for name in file}
+    except Exception:  # damage can surface anywhere in zipfile, zlib, NumPy
+        return None
+    good = {"image", "noise"} <= part.keys()
+    return part if good and all(len(a) == size for a in part.values()) else None
+
+
+def _part(
+    teacher: Student,
+    dataset: Dataset,
+    rows: np.ndarray,
+    num_steps: int,
+    key: jax.Array,
+    advance: Callable[[str], None],
+    batch: int = 256,
+) -> dict[str, np.ndarray]:
+    """The pairs of some rows: in batches of one size, whatever the devices."""
+    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+    split = NamedSharding(mesh, PartitionSpec("batch"))
+    batch = -(-batch // mesh.size) * mesh.size
+    params = jax.device_put(teacher.params, split.update(spec=PartitionSpec()))
+    teacher = dataclasses.replace(teacher, params=params)
+    labels = None
+    if teacher.num_classes > 1:
+        bits = np.asarray(jax.random.key_data(key)).tolist()
+        drawn = [
+            dataset.draw_labels(np.random.default_rng((*bits, i)), 1) for i in rows
+        ]
+        labels = np.concatenate(drawn)
+    images = []
+    for first in range(0, len(rows), batch):
+        advance(f"{rows[first]}")
+        at = rows[np.minimum(np.arange(first, first + batch), len(rows) - 1)]
+        own = (
+            None if labels is None else labels[np.minimum(at - rows[0], len(rows) - 1)]
+        )
+        x = teacher.draw(key, at, own, num_steps, split)
+        images.append(np.asarray(x)[: len(rows) - first])
+    draw = jax.jit(samplers.noise, static_argnums=2)
+    noise = draw(key, jnp.asarray(rows, jnp.uint32), teacher.shape)
+    made = {"image": np.concatenate(images), "noise": np.asarray(noise)}
+    return made if labels is None else made | {"label": labels}
