@@ -31,6 +31,7 @@ def batch(size, substeps=1, seed=0):
         "image": rng.uniform(-1, 1, (size * substeps, *SHAPE)).astype(np.float32),
         "label": rng.integers(0, 3, size * substeps).astype(np.int32),
         "place": np.arange(size * substeps, dtype=np.int32),
+        "noise": rng.standard_normal((size * substeps, *SHAPE)).astype(np.float32),
     }
 
 
