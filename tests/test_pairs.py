@@ -35,7 +35,7 @@ def make(folder, num=700, teacher=None, dataset=DATASET, stop_at=None):
             raise Stopped
         said.append(text)
 
-    teacher = teacher or Student(EXACT, None, 0, SCHEDULE, (2,), False, "heun")
+    teacher = teacher or Student(EXACT, None, 0, SCHEDULE, (2,), "heun")
     made = pairs.make(epath.Path(folder), teacher, dataset, num, 8, KEY, advance)
     return made, said
 
@@ -95,7 +95,7 @@ def test_labels_are_as_often_as_the_datas(tmp_path):
     dataset = InMemory(np.zeros((100, 2), np.float32), labels)
     model = Model(models.get("mlp", width=8, num_blocks=1, num_classes=3), "v")
     params = model.init(jax.random.key(0), (2,))
-    teacher = Student(model, params, 0, SCHEDULE, (2,), False, "ddim", 3)
+    teacher = Student(model, params, 0, SCHEDULE, (2,), "ddim", 3)
     made, _ = make(tmp_path / "a", 1000, teacher, dataset)
     shares = np.bincount(made.labels, minlength=3) / 1000
     np.testing.assert_allclose(shares, (0.8, 0.15, 0.05), atol=0.05)

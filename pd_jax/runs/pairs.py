@@ -16,7 +16,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pd_jax import samplers
+from pd_jax import samplers, space
 from pd_jax.data import Dataset, Pairs
 from pd_jax.runtime import processes
 from pd_jax.storage.writers import write_whole
@@ -67,7 +67,10 @@ def make(
     if any(part is None for part in parts):
         raise OSError(f"{folder}: a part is not there, or damaged, after it was made")
     whole = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    return Pairs(whole["image"], whole.get("label"), noise=whole["noise"])
+    # Samples that are not clipped may leave the bounds of pictures.
+    return Pairs(
+        whole["image"], whole.get("label"), kind=space.SIGNALS, noise=whole["noise"]
+    )
 
 
 def _read(path: epath.Path, size: int) -> dict[str, np.ndarray] | None:
