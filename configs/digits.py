@@ -12,7 +12,9 @@ harder to distil.
 
 The same teacher in other ways: variant `:consistency_distillation`, 1.3 minutes, 0.96,
 0.97 and 1.17 with 1, 2 and 4 steps; variant `:diff_instruct`, 3.4 minutes, 1.01 with
-one.
+one. Seeds 0 and 1, on a GPU: `:consistency_training` 0.94 and 0.92 with one step, 0.51
+with two; `:boot` 1.01 and 1.06; `:shortcut` 1.55 and 1.60, 0.51 and 0.52 with four;
+`:tract` 0.95 with one, seed 1.
 
 Variant `:smoke`, or `:METHOD:smoke`: everything in seconds, for a look at the files,
 not at quality.

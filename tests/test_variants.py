@@ -53,7 +53,7 @@ TITLES = {
 }
 CONFIGS = ("digits", "mixture2d")
 ANY = r"open|os\.(mkdir|rename|remove|rmdir)"
-KILLS = 6
+KILLS = 3
 of_each = pytest.mark.parametrize("method", COUNTS)
 of_each_config = pytest.mark.parametrize("name", CONFIGS)
 
