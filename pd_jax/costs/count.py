@@ -263,9 +263,10 @@ def held_bytes(setup: Setup, training: Training) -> int:
     return num_bytes(_state(training, setup.shapes))
 
 
-def result_bytes(setup: Setup, size: int) -> int:
+def result_bytes(setup: Setup, size: int, recomputes: bool) -> int:
     """`program.result_bytes` of the network's forward pass of `size` examples."""
-    return program.result_bytes(_forward(setup, setup.shapes, size).jaxpr.jaxpr)
+    traced = _forward(setup, setup.shapes, size)
+    return program.result_bytes(traced.jaxpr.jaxpr, recomputes)
 
 
 def count(setup: Setup, num_devices: int) -> Costs:

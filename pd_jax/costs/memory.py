@@ -3,9 +3,10 @@
 What an update certainly needs is coarse and cheap: the train state, and the results of
 the convolutions and matrix products of one forward pass, times a factor. Measured are
 arguments + temporaries of compiled updates without their state, in units of those
-results. XLA:CPU, float32: 3.6 (digits' MLP, batch 1024), 3.9 to 4.3 (photos32:smoke,
-64), 4.6 to 4.9 (image_folder's U-Net, 8). bfloat16: v5e 1.2 (cifar10), 0.6 (imagenet64,
-near its limit), H100 2.2 (cifar10).
+results. XLA:CPU, float32: 3.3 (U-Net with attention at 16x16), 3.6 (digits' MLP), 3.8
+(DiT), 3.9 to 4.3 (photos32:smoke), 4.6 to 4.9 (image_folder:large, batch 8); it does
+not compute again what `model.remat` asks for. bfloat16: v5e 1.2 (cifar10), 0.6
+(imagenet64, near its limit), H100 2.2 (cifar10).
 """
 
 from collections.abc import Collection, Iterator
@@ -20,7 +21,7 @@ from pd_jax.training.training import Training
 
 SHOWN = 3  # parts of an estimate, the largest
 # Times the results of a forward pass: what is certainly needed, and what is enough.
-CPU, OTHERS = (3.0, 5.0), (0.5, 2.5)
+CPU, CPU_AMPLE, OTHERS = 2.5, 5.0, 0.5
 ROOM = 0.9  # share of a memory that may be filled
 
 
@@ -47,7 +48,8 @@ def check(setup: Setup, names: Collection[str]) -> None:
             continue
         text = (
             f"{problem}; "
-            f"{'this machine has' if cpu else 'a device has'} {_gigabytes(size)}"
+            f"{'this machine has' if cpu else 'a device has'} {_gigabytes(size)} for "
+            "that and all else"
         )
         if cpu:
             raise Refused(f"{text}. {_remedies(setup, training, room)}")
@@ -61,10 +63,11 @@ def _limit(device: jax.Device) -> int | None:
 
 def _problem(setup: Setup, training: Training, room: float, cpu: bool) -> str:
     """What is certainly too much for `room` bytes on each device, in words; or ""."""
-    least, _ = CPU if cpu else OTHERS
+    least = CPU if cpu else OTHERS
     batch, parts = training.batch, setup.config[training.name].microbatches
     at_once = batch // len(training.step.devices) // parts
-    needs = held_bytes(setup, training) + least * result_bytes(setup, at_once)
+    results = result_bytes(setup, at_once, recomputes=not cpu)
+    needs = held_bytes(setup, training) + least * results
     if needs <= room:
         return ""
     count = len(jax.local_devices())
@@ -78,7 +81,8 @@ def _problem(setup: Setup, training: Training, room: float, cpu: bool) -> str:
 def _remedies(setup: Setup, training: Training, room: float) -> str:
     """Keys and values with which a training certainly fits, in words."""
     name, devices = training.name, len(training.step.devices)
-    held, one = held_bytes(setup, training), CPU[1] * result_bytes(setup, 1)
+    held = held_bytes(setup, training)
+    one = CPU_AMPLE * result_bytes(setup, 1, recomputes=False)
     sizes = [n for n in _divisors(training.batch // devices) if held + n * one <= room]
     if not sizes:
         return (
@@ -128,7 +132,7 @@ def _of_training(setup: Setup, name: str) -> str:
     *first, last = keys
     return (
         f"{_estimate(setup, name)}. What lowers it: {', '.join(first)} or {last}. They "
-        "make another run, which needs another --workdir"
+        "make another run: if anything is saved already, it needs another --workdir"
     )
 
 

@@ -124,17 +124,20 @@ def reduced_bytes(jaxpr: Jaxpr) -> int:
     return _total(jaxpr, dict.fromkeys(("psum", "psum_invariant"), size))
 
 
-def result_bytes(jaxpr: Jaxpr) -> int:
+def result_bytes(jaxpr: Jaxpr, recomputes: bool) -> int:
     """Bytes that a program's convolutions and matrix products put out, in all.
 
-    What a backward pass saves at the least; of what it computes again
-    (`jax.checkpoint`) only the result.
+    Args:
+      jaxpr: the program, a forward pass.
+      recomputes: whether the backward pass computes again what is asked for by
+        `jax.checkpoint`: of such a part only the result is counted then.
     """
 
     def size(eqn):
         return sum(map(_size, eqn.outvars))
 
-    names = ("dot_general", "conv_general_dilated", "checkpoint", "remat2")
+    names = ["dot_general", "conv_general_dilated"]
+    names += ["checkpoint", "remat2"] if recomputes else []
     return _total(jaxpr, dict.fromkeys(names, size))
 
 
