@@ -81,3 +81,12 @@ def test_substeps_are_the_most_that_divide_the_updates_of_every_stage():
     assert (teacher.step.substeps, ladder.step.substeps) == (7, 5)
     config.ladder.check_updates = 4
     assert build(config).trainings[1].step.substeps == 4
+
+
+def test_own_pictures_are_for_any_machine_and_large_on_request():
+    small, large = get("image_folder"), get("image_folder", "large")
+    assert configs.planned(small)["ladder"][1][0].num_steps == 8
+    assert (small.data.size, large.data.size) == (32, 64)
+    assert configs.differences(
+        large.to_dict(), get("image_folder", "improved").to_dict()
+    ) == ["ladder.ema: 0.0 -> 0.9995"]
