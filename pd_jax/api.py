@@ -1,6 +1,7 @@
 """Runs with their reports: of a config, and of a model that one already has."""
 
 import hashlib
+import inspect
 import numbers
 import os
 import pathlib
@@ -147,6 +148,7 @@ def distil(
     if threading.current_thread() is not threading.main_thread():
         raise Refused("distil catches signals, so it runs in the main thread only")
     processes.check_devices()
+    _check_function(apply)
     weights = _weights(params)
     config = _config(config, output, kind, keys)
     config.teacher.released = _digest(weights)
@@ -165,6 +167,21 @@ def distil(
     return _students(built, epath.Path(workdir), report)
 
 
+def _check_function(apply: Callable) -> None:
+    """Refuses what cannot be called as the teacher is."""
+    kind = type(apply).__name__
+    try:
+        inspect.signature(apply).bind("params", "z", "level", "label")
+    except TypeError as error:
+        raise Refused(
+            f"apply is a {kind} that cannot be called with (params, z, level, label) "
+            f"({error}): give a function of these four; of an NNX module, with graph, "
+            "params = nnx.split(module), one that calls nnx.merge(graph, params)"
+        ) from error
+    except ValueError:  # functions of other languages have no signature
+        pass
+
+
 def _weights(params: Any) -> Any:
     """The weights on the host, in float32; Refused for what is no array of numbers."""
 
@@ -174,13 +191,17 @@ def _weights(params: Any) -> Any:
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(kind, jnp.floating):
             raise Refused(
                 f"{where} is {kind}: give floating-point arrays only; what else the "
-                "model needs, the function can hold itself"
+                "model needs, the function can hold itself (of an NNX module, with "
+                "graph, params, rest = nnx.split(module, nnx.Param, ...), graph and "
+                "rest)"
             )
         leaf = np.asarray(leaf).astype(np.float32)
         if not np.isfinite(leaf).all():
             raise Refused(f"{where} has values that are not finite")
         return leaf
 
+    if not jax.tree.leaves(params):
+        raise Refused(f"params is {params!r:.100}, without any weights")
     return jax.tree_util.tree_map_with_path(one, params)
 
 
@@ -215,6 +236,11 @@ def _config(
             raise Refused(f"{key}={value!r}: give a dict of keys of that section")
     if not given:
         start = config.ladder.start
+        if not start:
+            raise Refused(
+                "start is missing: the steps of the teacher's sampler that the first "
+                "student learns to do with fewer, such as start=32"
+            )
         counts = [stage.num_steps for stage in configs.planned(config)["ladder"][1]]
         config.eval.teacher_steps = (start, *counts)
         config.eval.reference_steps = max(256, 4 * start)

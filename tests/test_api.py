@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
@@ -116,6 +117,47 @@ def test_students_that_sample(whole):
         assert images.shape == (3, *SHAPE)
         assert images.dtype == np.uint8
     assert student.num_classes == 3
+
+
+class Net(nnx.Module):
+    """A tuple of layers."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.layers = nnx.data(
+            (nnx.Linear(7, 8, rngs=rngs), nnx.Linear(8, 6, rngs=rngs))
+        )
+
+    def __call__(self, z, level):
+        first, second = self.layers
+        inputs = jnp.concatenate([z, level[:, None]], axis=-1)
+        return second(jnp.tanh(first(inputs)))
+
+
+@pytest.mark.slow
+def test_nnx_modules_their_state_and_tuples_are_weights(tmp_path):
+    graph, state = nnx.split(Net())
+    arrays = tuple(jax.tree.leaves(state))
+    structure = jax.tree.structure(state)
+    given = {
+        "module": (lambda params, z, s, label: params(z, s), Net()),
+        "state": (lambda params, z, s, label: nnx.merge(graph, params)(z, s), state),
+        "tuple": (
+            lambda params, z, s, label: nnx.merge(
+                graph, jax.tree.unflatten(structure, params)
+            )(z, s),
+            arrays,
+        ),
+    }
+    points = [IMAGES.reshape(64, 16)[:, :6]]
+    keys = KEYS | dict(start=2, updates=2)
+    samples = {}
+    for name, (function, params) in given.items():
+        students = pd_jax.distil(function, params, points, tmp_path / name, **keys)
+        assert type(students[1].params) is type(params)
+        samples[name] = students[1].sample(jax.random.key(0), 5)
+    np.testing.assert_array_equal(samples["module"], samples["state"])
+    np.testing.assert_array_equal(samples["module"], samples["tuple"])
 
 
 def test_students_in_a_file(whole, tmp_path):
@@ -238,6 +280,11 @@ def no_batches(first):
         ({"updates": "many"}, "updates"),
         ({"start": 3}, "power of factor"),
         ({"start": None}, "argument start=None"),
+        ({"start": 0}, "start is missing: the steps of the teacher's sampler"),
+        ({"apply": lambda params, z, s: z}, r"called with \(params, z, level, label\)"),
+        ({"apply": nnx.Linear(1, 1, rngs=nnx.Rngs(0))}, r"Linear that .*nnx\.split\("),
+        ({"params": nnx.Dropout(0.1, rngs=nnx.Rngs(0))}, r"rngs.*nnx\.Param, \.\.\."),
+        ({"params": {}}, r"params is \{\}, without any weights"),
         ({"output": "velocity"}, 'unknown output kind "velocity"'),
         ({"dropout": 0.1}, "dropout"),
         ({"config": default("digits", "mlp")}, 'default."given", "given".'),

@@ -95,6 +95,11 @@ def test_labels(one, images):
         dataclasses.replace(one, labels=("ant", "bee"))
 
 
+def test_a_student_prints_as_one_line(one):
+    says = "num_steps=4, sampler='ddim', shape=(4, 4, 1), num_classes=3, 10,008 weights"
+    assert repr(one) == f"Student({says})"
+
+
 def test_step_counts(one, images):
     with pytest.raises(ValueError, match="was made for 4; force=True"):
         one.sample(KEY, 2, num_steps=8)

@@ -26,7 +26,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 ANY = -1  # in place of a label: drawn from all, as likely each
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Student:
     """A model, its weights, and the one sampler that it was made for.
 
@@ -72,6 +72,14 @@ class Student:
             raise Refused(
                 f"{self.num_classes} labels for a network of num_classes={classes}"
             )
+
+    def __repr__(self) -> str:
+        weights = sum(np.size(a) for a in jax.tree.leaves(self.params))
+        return (
+            f"{type(self).__name__}(num_steps={self.num_steps}, sampler="
+            f"{self.sampler!r}, shape={self.shape}, num_classes={self.num_classes}, "
+            f"{weights:,} weights)"
+        )
 
     @property
     def num_classes(self) -> int:
