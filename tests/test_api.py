@@ -168,7 +168,7 @@ def test_students_in_a_file(whole, tmp_path):
     )
     with pytest.raises(ValueError, match=r"z\.shape\[0\] in place of len\(z\)"):
         fixed.program()
-    with pytest.raises(Refused, match=r"pd_jax\.load\(path, model="):
+    with pytest.raises(Refused, match=r"pd_jax\.load\(path, apply="):
         pd_jax.load(tmp_path / "mine.safetensors")
 
     def named(params, z, s, label):  # a file has names, and no other structure
@@ -179,8 +179,24 @@ def test_students_in_a_file(whole, tmp_path):
     loaded = pd_jax.load(tmp_path / "mine.safetensors", model=model)
     given = jax.random.key(1), 3
     np.testing.assert_array_equal(loaded.sample(*given), student.sample(*given))
-    with pytest.raises(Refused, match=r"call pd_jax\.distil as before"):
-        pd_jax.load(whole[0], 2)
+    loaded = pd_jax.load(tmp_path / "mine.safetensors", apply=apply)
+    np.testing.assert_array_equal(loaded.sample(*given), student.sample(*given))
+
+
+def test_students_in_a_folder(whole):
+    workdir, students, _ = whole
+    with pytest.raises(Refused, match=r"pd_jax\.load\(FOLDER, apply=\.\.\.\)"):
+        pd_jax.load(workdir, 2)
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    for steps, student in students.items():
+        loaded = pd_jax.load(workdir, steps, apply=apply)
+        assert jax.tree.structure(loaded.params) == jax.tree.structure(weights())
+        assert loaded.digest == student.digest
+        assert loaded.metrics == student.metrics
+        given = jax.random.key(1), 3, 2
+        np.testing.assert_array_equal(loaded.sample(*given), student.sample(*given))
+    after = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    assert after == before
 
 
 def test_what_a_callback_is_told(whole):

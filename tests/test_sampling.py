@@ -59,6 +59,9 @@ def test_a_folder_gives_the_student_of_the_fewest_steps_without_its_data(
         {"stage": "teacher", "updates": 4},
     ]
     assert everything(run) == before
+    for path in (run, next(iter(samples.export(str(run), 1)))):
+        with pytest.raises(Refused, match='its network is "mlp": leave out apply'):
+            pd_jax.load(path, apply=lambda params, z, level, label: z)
 
 
 def test_step_counts_of_a_folder(run):

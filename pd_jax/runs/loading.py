@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import jaxlib
 import numpy as np
 from etils import epath
@@ -17,7 +19,7 @@ from pd_jax import config as configs
 from pd_jax.checkpoint import StageCheckpoints
 from pd_jax.config import setup
 from pd_jax.evaluation.rows import Row, row_of, student_rows
-from pd_jax.models import Model
+from pd_jax.models import Function, Model
 from pd_jax.models._embedding import EXTRA
 from pd_jax.runs import record as records
 from pd_jax.runs.record import Record
@@ -45,6 +47,7 @@ def load(
     num_steps: int | None = None,
     *,
     force: bool = False,
+    apply: Callable | None = None,
     model: Any = None,
     schedule: Schedule | None = None,
 ) -> Student:
@@ -55,6 +58,9 @@ def load(
       num_steps: the student of so many steps, 0 for a folder's teacher; None for a
         bundle's own, and a folder's finished student of the fewest.
       force: for another count takes the student whose own is nearest, at that count.
+      apply: of a student of `pd_jax.distil`, the function that was given there. Its
+        weights are nested dicts, and lists for lists and tuples; an `nnx.State` of them
+        is `nnx.State(params)`, for one.
       model: of a bundle whose network is no `pd_jax.models`.
       schedule: of a bundle whose schedule is no `pd_jax.schedules`.
 
@@ -67,11 +73,11 @@ def load(
     if num_steps is not None and num_steps < 0:
         raise Refused(f"{path}: num_steps={num_steps} is below 0")
     if path.is_dir():
-        student = _from_workdir(path, num_steps, force)
+        student = _from_workdir(path, num_steps, force, apply)
         if num_steps == 0:
             return student
     else:
-        student = _from_bundle(path, model, schedule)
+        student = _from_bundle(path, apply, model, schedule)
     try:
         steps = student.steps(
             student.num_steps if num_steps is None else num_steps, force
@@ -100,7 +106,9 @@ def _on(sharding: jax.sharding.Sharding, tree: Any) -> Any:
 # A bundle.
 
 
-def _from_bundle(path: epath.Path, model: Any, schedule: Schedule | None) -> Student:
+def _from_bundle(
+    path: epath.Path, apply: Callable | None, model: Any, schedule: Schedule | None
+) -> Student:
     if not path.exists():
         raise Refused(f"{path}: no such file or folder")
     try:
@@ -108,12 +116,19 @@ def _from_bundle(path: epath.Path, model: Any, schedule: Schedule | None) -> Stu
         content = opened.content
         if schedule is None:
             schedule = _schedule(content)
+        params = opened.params
+        if apply is not None:
+            model = _function(apply, content["model"], content)
+
+            def params():
+                return bundle.with_lists(opened.params())
+
         if model is None:
             model = _network(content)
         if isinstance(model, Model) and isinstance(model.network, nn.Module):
             _check(opened.shapes, model, tuple(content["shape"]))
         named = {key: content[key] for key in CONTENT}
-        named |= {"params": opened.params(), "model": model, "schedule": schedule}
+        named |= {"params": params(), "model": model, "schedule": schedule}
         said = content["shape"], content["kind"], content["clip"]
         named["space"] = _made(Space.stored, *said)
         return _made(Student, **named)
@@ -134,10 +149,20 @@ def _network(content: dict) -> Model:
     """The network that a bundle names."""
     if content["model"] is None:
         raise ValueError(
-            "its network is none of pd_jax.models: give it as pd_jax.load(path, "
-            "model=...); or run its own program, as docs/bundle_alone.py does"
+            "its network is none of pd_jax.models: give its function, as "
+            "pd_jax.load(path, apply=...); or run its own program, as "
+            "docs/bundle_alone.py does"
         )
     return _made(_model, content["model"], content["shape"], content["precision"])
+
+
+def _function(apply: Callable, named: dict | None, about: dict) -> Model:
+    """A caller's own network, of a file that says its `output` and `labels`."""
+    if named is not None:
+        raise ValueError(f'its network is "{named.get("name")}": leave out apply')
+    labels = about["labels"]
+    classes = len(labels) if isinstance(labels, list) else labels or 0
+    return _made(Model, Function(apply, classes), about.get("output"))
 
 
 def _model(section: dict, shape: tuple[int, ...], precision: str) -> Model:
@@ -184,7 +209,9 @@ def _check(shapes: dict, model: Model, shape: tuple[int, ...]) -> None:
 # A run's folder.
 
 
-def _from_workdir(workdir: epath.Path, num_steps: int | None, force: bool) -> Student:
+def _from_workdir(
+    workdir: epath.Path, num_steps: int | None, force: bool, apply: Callable | None
+) -> Student:
     record, config = look(workdir)
     if num_steps == 0:
         return _teacher(workdir, config, record)
@@ -201,7 +228,8 @@ def _from_workdir(workdir: epath.Path, num_steps: int | None, force: bool) -> St
         )
     nearest = min(stages, key=lambda n: abs(np.log(n / num_steps)))
     stage = stages[nearest]
-    return of_stage(workdir, config, stage.training, stage.stage, num_steps=nearest)
+    given = workdir, config, stage.training, stage.stage
+    return of_stage(*given, num_steps=nearest, apply=apply)
 
 
 def look(workdir: epath.Path) -> tuple[Record, ConfigDict]:
@@ -239,6 +267,7 @@ def of_stage(
     stage: Stage,
     built: setup.Setup | None = None,
     num_steps: int | None = None,
+    apply: Callable | None = None,
 ) -> Student:
     """The model of a finished stage of a config's training, as its checkpoint says.
 
@@ -249,26 +278,37 @@ def of_stage(
       built: the run's own setup, for a network without a name.
       num_steps: its steps by default, one of those that it was made for; default the
         fewest.
+      apply: in place of `built`, the network as a function.
 
     Raises:
       Refused: where that cannot be told, or the stage is not finished.
     """
     processes.check_devices()
-    if config.model.name == configs.GIVEN and built is None:
+    own = config.model.name == configs.GIVEN
+    if own and built is None and apply is None:
         raise Refused(
-            f"{workdir}: its network is a caller's own: call pd_jax.distil as before, "
-            "which gives the students of a run that is done"
+            f"{workdir}: its network is a caller's own: give its function, as "
+            "pd_jax.load(FOLDER, apply=...), whose save(FILE) makes a bundle; or call "
+            "pd_jax.distil as before, which gives the students of a run that is done"
+        )
+    if apply is not None and not own:
+        raise Refused(
+            f'{workdir}: its network is "{config.model.name}": leave out apply'
         )
     with StageCheckpoints(workdir, stage, writes=False) as checkpoints:
         if not checkpoints.finished:
             raise Refused(f"{workdir}: {stage.name} is not finished")
         facts = checkpoints.facts()
-        described = _made(_described, facts, config, built and built.model)
+        model, weights = (built.model, built.shapes) if built else (None, None)
+        if apply is not None:
+            model, weights = _own(workdir, config, facts, apply)
+        described = _made(_described, facts, config, model)
         model = described["model"]
         shape = described["space"].shape
         parts = setup.parts(config, training, model, described["schedule"], shape)
         method = configs.planned(config, 0, {training: parts})[training][0]
-        weights = built.shapes if built else _shapes(model, shape)
+        if weights is None:
+            weights = _shapes(model, shape)
         here = SingleDeviceSharding(jax.local_devices()[0])
         like = _on(here, state_shapes(method, stage, weights))
         params = jax.device_get(checkpoints.handed_over(like, method)[MODEL])
@@ -294,6 +334,25 @@ def of_stage(
             "versions": {"run": record.report.get("versions"), "export": now},
         },
     )
+
+
+def _own(
+    workdir: epath.Path, config: ConfigDict, facts: dict, apply: Callable
+) -> tuple[Model, Any]:
+    """A caller's own network, by its function, and its weights as shapes."""
+    function = facts.get("function")
+    if function is None:
+        raise Refused(
+            f"{workdir}: made by a former version, which does not tell the weights' "
+            "shapes: call pd_jax.distil as before"
+        )
+    shapes = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for name, shape in function["weights"].items()
+    }
+    network = Function(apply, function["num_classes"])
+    model = _made(Model, network, config.model.output)
+    return model, bundle.with_lists(bundle.unflatten(shapes))
 
 
 def _described(facts: dict, config: ConfigDict, model: Model | None) -> dict:

@@ -1,5 +1,6 @@
 """What a run's folder holds of its finished stages: weights and facts, read back."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,9 @@ class Stages:
     def sampler(self, stage: Stage) -> dict:
         """What sampling from a stage's weights takes, to keep beside them."""
         config = self._setup.config
+        own = config.model.name == configs.GIVEN
         return {
+            **({"function": self._function()} if own else {}),
             "num_steps": stage.num_steps,  # 0: trained for every time
             "clip": config.eval.clip,
             "schedule": config.schedule.to_dict(),
@@ -105,6 +108,15 @@ class Stages:
                 "kind": self._setup.space.kind,
                 "examples": len(self._setup.dataset),
             },
+        }
+
+    def _function(self) -> dict:
+        """What loading must know of a caller's own network, beside the function."""
+        leaves = jax.tree_util.tree_leaves_with_path(self._setup.shapes)
+        name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+        return {
+            "num_classes": self._setup.model.network.num_classes,
+            "weights": {name(path): list(leaf.shape) for path, leaf in leaves},
         }
 
     def check(self, checkpoints: StageCheckpoints) -> None:

@@ -78,6 +78,15 @@ def unflatten(weights: dict[str, Any]) -> dict:
     return flax.traverse_util.unflatten_dict(weights, sep="/")
 
 
+def with_lists(tree: Any) -> Any:
+    """Nested dicts with lists where all names are 0, 1, ...: as lists are flattened."""
+    if not isinstance(tree, dict):
+        return tree
+    inner = {name: with_lists(part) for name, part in tree.items()}
+    places = [str(i) for i in range(len(inner))]
+    return [inner[i] for i in places] if inner.keys() == set(places) else inner
+
+
 def digest(weights: dict[str, np.ndarray]) -> str:
     """SHA-256 of arrays with their names, shapes and types; order does not matter."""
     sha = hashlib.sha256()
