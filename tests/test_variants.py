@@ -51,9 +51,10 @@ TITLES = {
     "tract": "TRACT",
     "trajectory": "Consistency trajectory models",
 }
+IN_STAGES = ("tract",)  # a student a stage, of one step count each
 CONFIGS = ("digits", "mixture2d")
 ANY = r"open|os\.(mkdir|rename|remove|rmdir)"
-KILLS = 3
+KILLS = 2
 of_each = pytest.mark.parametrize("method", COUNTS)
 of_each_config = pytest.mark.parametrize("name", CONFIGS)
 
@@ -132,7 +133,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(run, fork, tmp_path):
         if code == 0:
             break
         kills += 1
-    assert kills > 1
+    assert kills
     code, printed = fork(method, workdir)
     assert code == 0, printed
     assert "damaged" not in printed
@@ -150,14 +151,18 @@ def test_killed_anywhere_it_ends_with_the_same_bits(run, fork, tmp_path):
 @pytest.mark.slow
 def test_what_it_leaves(run):
     method, workdir = run
-    report = json.loads((workdir / "report.json").read_text())
+    counts, report = COUNTS[method], json.loads((workdir / "report.json").read_text())
     assert report["traces"] == {"student": 1}
     rows = [
         (r["model"], r["num_steps"], r["stage"], r["sampler"]) for r in report["rows"]
     ]
     assert ("teacher", 1, "teacher", "ddim") in rows
     students = [row for row in rows if row[0] == "student"]
-    expected = [("student", n, "student", SAMPLERS[method]) for n in COUNTS[method]]
+    stages = [f"student_{n}" if method in IN_STAGES else "student" for n in counts]
+    expected = [
+        ("student", n, stage, SAMPLERS[method])
+        for n, stage in zip(counts, stages, strict=True)
+    ]
     assert students == expected
     assert all("rmse_to_exact" in row["metrics"] for row in report["rows"])
     page = (workdir / "report.html").read_text()
@@ -170,12 +175,12 @@ def test_what_it_leaves(run):
 def test_its_student(run, tmp_path):
     method, workdir = run
     student = pd_jax.load(workdir)
-    counts = COUNTS[method]
+    counts = COUNTS[method][-1:] if method in IN_STAGES else COUNTS[method]
     assert student.num_steps == 1
     assert student.step_counts == (tuple(counts) if len(counts) > 1 else ())
     assert student.sampler == SAMPLERS[method]
     assert student.metrics["rmse_to_exact"] > 0.0
-    (path,) = samples.export(str(workdir))
+    *_, path = samples.export(str(workdir))
     bundle = pd_jax.load(path)
     assert (bundle.step_counts, bundle.sampler) == (
         student.step_counts,
@@ -203,7 +208,8 @@ def test_its_status(run):
     )
     assert done.returncode == 0, done.stderr
     assert "complete" in done.stdout
-    assert re.search(r"^student +40/40 ", done.stdout, re.MULTILINE)
+    last = "student_1" if method in IN_STAGES else "student"
+    assert re.search(rf"^{last} +40/40 ", done.stdout, re.MULTILINE)
     num = 4 + len(COUNTS[method])
     assert f"{num} of {num} rows measured" in done.stdout
 
