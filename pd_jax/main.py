@@ -8,7 +8,7 @@
     pd-jax --mode=export --workdir=DIR [--num_steps=4]
     pd-jax --mode=sample --from=BUNDLE_OR_WORKDIR --num=64
         --out=NAME.png|NAME.npz|FOLDER [--label=3] [--seed=0] [--num_steps=4]
-        [--sampler=ddim]
+        [--sampler=ddim] [--program]
     pd-jax --mode=compare FOLDER FOLDER ... [--out=compare.html]
     pd-jax --version
 
@@ -16,7 +16,8 @@ CONFIG is a file, or the name of a config that comes with pd_jax, such as digits
 `run` does whatever a run still lacks; `estimate` says what one would take, without the
 data, and writes nothing; `status` says where a run is, and only reads; `export` writes
 each finished student as one file, below DIR/students; `sample` draws samples of a
-student; `compare` sets runs side by side on a page, finished or not.
+student, with --program by the code in its bundle, whatever network that is of;
+`compare` sets runs side by side on a page, finished or not.
 
 --quiet: nothing but errors, warnings and the last table; --verbose: also what is
 compiled and saved, each row's figures, devices and versions.
@@ -69,6 +70,7 @@ NUM = flags.DEFINE_integer("num", 64, "How many samples")
 LABEL = flags.DEFINE_string("label", None, "Class, by name or number; default all")
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples' noise")
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "The student of so many steps")
+PROGRAM = flags.DEFINE_bool("program", False, "Run the bundle's own program: code")
 SAMPLER = flags.DEFINE_string("sampler", None, "In place of the student's own")
 
 
@@ -140,6 +142,7 @@ def _sample() -> None:
         seed=SEED.value,
         num_steps=NUM_STEPS.value,
         sampler=SAMPLER.value,
+        program=PROGRAM.value,
     )
 
 

@@ -22,7 +22,7 @@ from pd_jax.config import default
 from pd_jax.data import InMemory
 from pd_jax.data._stream import Stream
 from pd_jax.models import Function, Model
-from pd_jax.reports import trackers
+from pd_jax.reports import samples, trackers
 from pd_jax.runtime import numerics, processes
 from pd_jax.runtime.errors import NotFinite, Refused
 from pd_jax.space import Space
@@ -181,6 +181,26 @@ def test_students_in_a_file(whole, tmp_path):
     np.testing.assert_array_equal(loaded.sample(*given), student.sample(*given))
     loaded = pd_jax.load(tmp_path / "mine.safetensors", apply=apply)
     np.testing.assert_array_equal(loaded.sample(*given), student.sample(*given))
+
+
+def test_students_by_the_program_in_their_file(whole, tmp_path):
+    student, file = whole[1][2], tmp_path / "mine.safetensors"
+    student.save(file)
+    loaded = pd_jax.load(file, program=True)
+    assert (loaded.digest, loaded.metrics) == (student.digest, student.metrics)
+    key = jax.random.key(1)
+    for given in ((key, 3), (key, 5, 2), (key, 3, [0, 2, 1])):
+        both = loaded.sample(*given), student.sample(*given)
+        assert np.abs(np.int32(both[0]) - np.int32(both[1])).max() <= 1
+    with pytest.raises(Refused, match="made for 2"):
+        loaded.sample(key, 3, num_steps=1, force=True)
+    with pytest.raises(Refused, match="its program's sampler is ddim"):
+        loaded.sample(key, 3, sampler="heun", force=True)
+    with pytest.raises(Refused, match="a program is in a bundle"):
+        pd_jax.load(whole[0], program=True)
+    samples.sample(str(file), str(tmp_path / "four.npz"), 4, program=True)
+    with np.load(tmp_path / "four.npz") as saved:
+        assert saved["arr_0"].shape == (4, 4, 4, 3)
 
 
 def test_students_in_a_folder(whole):

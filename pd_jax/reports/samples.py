@@ -78,6 +78,7 @@ def sample(
     seed: int = 0,
     num_steps: int | None = None,
     sampler: str | None = None,
+    program: bool = False,
 ) -> None:
     """Samples a student into `out`: NAME.png a grid, NAME.npz an array, else a folder.
 
@@ -89,6 +90,7 @@ def sample(
       seed: of the noise; the seed's first samples are the same, whatever `num`.
       num_steps: of a run's student; see `pd_jax.load`.
       sampler: in place of the student's own.
+      program: samples by a bundle's own program; see `pd_jax.load`.
 
     Raises:
       Refused: for a target that holds something else, or what cannot be sampled.
@@ -105,7 +107,7 @@ def sample(
     target = pathlib.Path(out)
     if not out or target.suffix.lower() in OTHERS:
         raise Refused(f"--out={out}: give NAME.png, NAME.npz, or a folder")
-    student = loading.load(path, num_steps)
+    student = loading.load(path, num_steps, program=program)
     kind = {".png": _grid, ".npz": _array}.get(target.suffix.lower(), _folder)
     if label is not None and label.isdigit() and label not in _names(student):
         label = int(label)

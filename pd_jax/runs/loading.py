@@ -30,6 +30,7 @@ from pd_jax.schedules import Schedule
 from pd_jax.space import Space
 from pd_jax.storage import files
 from pd_jax.students import bundle
+from pd_jax.students.program import ProgramStudent
 from pd_jax.students.student import Student
 from pd_jax.training.method import state_shapes
 from pd_jax.training.stage import Stage
@@ -50,6 +51,7 @@ def load(
     apply: Callable | None = None,
     model: Any = None,
     schedule: Schedule | None = None,
+    program: bool = False,
 ) -> Student:
     """A student from a bundle or from a run's folder.
 
@@ -63,6 +65,8 @@ def load(
         is `nnx.State(params)`, for one.
       model: of a bundle whose network is no `pd_jax.models`.
       schedule: of a bundle whose schedule is no `pd_jax.schedules`.
+      program: samples by a bundle's own program, whatever its network; the program is
+        code, so only of files that you trust.
 
     Raises:
       Refused: for what is not there, damaged, or not made for these steps, listing
@@ -73,11 +77,13 @@ def load(
     if num_steps is not None and num_steps < 0:
         raise Refused(f"{path}: num_steps={num_steps} is below 0")
     if path.is_dir():
+        if program:
+            raise Refused(f"{path} is a folder: a program is in a bundle, a file")
         student = _from_workdir(path, num_steps, force, apply)
         if num_steps == 0:
             return student
     else:
-        student = _from_bundle(path, apply, model, schedule)
+        student = _from_bundle(path, apply, model, schedule, program)
     try:
         steps = student.steps(
             student.num_steps if num_steps is None else num_steps, force
@@ -107,30 +113,35 @@ def _on(sharding: jax.sharding.Sharding, tree: Any) -> Any:
 
 
 def _from_bundle(
-    path: epath.Path, apply: Callable | None, model: Any, schedule: Schedule | None
+    path: epath.Path,
+    apply: Callable | None,
+    model: Any,
+    schedule: Schedule | None,
+    program: bool,
 ) -> Student:
     if not path.exists():
         raise Refused(f"{path}: no such file or folder")
     try:
         opened = bundle.Bundle(path)
         content = opened.content
+        named = {key: content[key] for key in CONTENT}
+        said = content["shape"], content["kind"], content["clip"]
+        named["space"] = _made(Space.stored, *said)
+        if program:
+            named |= {"model": None, "schedule": None, "step_counts": ()}
+            named |= {"params": opened.params(), "serialized": opened.program()}
+            return _made(ProgramStudent, **named)
         if schedule is None:
             schedule = _schedule(content)
-        params = opened.params
         if apply is not None:
             model = _function(apply, content["model"], content)
-
-            def params():
-                return bundle.with_lists(opened.params())
-
         if model is None:
             model = _network(content)
         if isinstance(model, Model) and isinstance(model.network, nn.Module):
             _check(opened.shapes, model, tuple(content["shape"]))
-        named = {key: content[key] for key in CONTENT}
-        named |= {"params": params(), "model": model, "schedule": schedule}
-        said = content["shape"], content["kind"], content["clip"]
-        named["space"] = _made(Space.stored, *said)
+        params = opened.params()
+        params = params if apply is None else bundle.with_lists(params)
+        named |= {"params": params, "model": model, "schedule": schedule}
         return _made(Student, **named)
     except ValueError as error:  # of a file's bytes, whoever reads them
         raise Refused(f"{path}: {error}") from error
@@ -150,8 +161,8 @@ def _network(content: dict) -> Model:
     if content["model"] is None:
         raise ValueError(
             "its network is none of pd_jax.models: give its function, as "
-            "pd_jax.load(path, apply=...); or run its own program, as "
-            "docs/bundle_alone.py does"
+            "pd_jax.load(path, apply=...); or, of a file that you trust, run its own "
+            "program, with program=True or --mode=sample --program"
         )
     return _made(_model, content["model"], content["shape"], content["precision"])
 

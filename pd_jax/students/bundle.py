@@ -4,8 +4,8 @@
     sampler        the sampler as a program for everyone: the bytes of `jax.export`
     __metadata__   {"pd_jax": all the rest as JSON, with checksums}
 
-Any reader of safetensors opens one. Here the program is never run: networks are rebuilt
-by name, and a program can hold code.
+Any reader of safetensors opens one. Here networks are rebuilt by name, and the program,
+which is code, is run only where that is asked for (`pd_jax.load(path, program=True)`).
 """
 
 import hashlib
@@ -174,6 +174,10 @@ class Bundle:
 
     def _damaged(self, error: Exception) -> Refused:
         return Refused(f"{self._path}: not a bundle of pd_jax ({files.brief(error)})")
+
+    def program(self) -> bytes:
+        """The sampler as a program, as it is: `params` checks it."""
+        return self._file.get_tensor(SAMPLER).tobytes()
 
     def params(self) -> dict:
         """The weights, as nested dicts of NumPy arrays.
