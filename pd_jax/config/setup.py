@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
-from pd_jax import data, models, schedules
+from pd_jax import data, metrics, models, schedules
 from pd_jax.arcs import Denoiser
 from pd_jax.checkpoint.released import load_released
 from pd_jax.data import Dataset, Description
@@ -156,6 +156,23 @@ def _named(key: str) -> Iterator[None]:
         raise Refused(f"{key}: {error}") from error
 
 
+def _check_numbers(config: ConfigDict, dataset: Dataset) -> None:
+    """Refuses fewer samples or examples than some metric is made of."""
+    ev, held_back = config.eval, len(dataset.reference)
+    numbers = {
+        f"eval.num_samples={ev.num_samples}": ev.num_samples,
+        f"eval.num_reference={ev.num_reference}, of {held_back} examples": min(
+            ev.num_reference or held_back, held_back
+        ),
+    }
+    for metric in metrics.every():
+        if "features" in metric.needs and not ev.inception:
+            continue
+        for given, number in numbers.items():
+            if number < metric.least:
+                raise Refused(f"{given}: {metric.name} needs {metric.least} at least")
+
+
 def _check_data(config: ConfigDict, dataset: Dataset) -> None:
     name = config.data.name
     for examples, what in (
@@ -173,6 +190,7 @@ def _check_data(config: ConfigDict, dataset: Dataset) -> None:
             f"eval.statistics={ev.statistics}: statistics of Inception features need "
             "the network's weights in eval.inception"
         )
+    _check_numbers(config, dataset)
     if ev.inception:
         kind = Space.of(dataset.shape, dataset.kind).kind
         if kind != PICTURES:

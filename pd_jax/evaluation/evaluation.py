@@ -7,6 +7,7 @@ import io
 import json
 import pathlib
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
 import jax
@@ -20,9 +21,9 @@ from pd_jax.arcs import Denoiser
 from pd_jax.config.setup import Setup
 from pd_jax.evaluation.rows import Row, check_entry, rows
 from pd_jax.metrics import Reference, Summary, inception, load_statistics
-from pd_jax.runtime import compilation, numerics, processes
+from pd_jax.runtime import compilation, console, numerics, processes
 from pd_jax.space import PICTURES, num_not_finite
-from pd_jax.storage import files
+from pd_jax.storage import draws, files
 from pd_jax.storage.writers import write_whole
 from pd_jax.students import Student
 
@@ -230,7 +231,7 @@ class Evaluation:
         else:
             data = self._setup.dataset.reference
             num = min(self._config.num_reference or len(data), len(data))
-            rows = np.linspace(0, len(data) - 1, num).round().astype(np.int64)
+            rows = np.sort(draws.rows(num, len(data), self._config.seed))
             summary = Summary(self._setup.space, self._features)
             for first in range(0, num, self._batch):
                 summary.add(data.take(rows[first : first + self._batch])["image"])
@@ -328,8 +329,12 @@ class Evaluation:
                 num = len(self._references[without[0]])
                 text = f"{wrong[without[0]]} of {num} samples of {without[0]}"
                 errors.append(f"{metric.name}: {text} are not finite")
-            else:
+                continue
+            try:
                 values[metric.name] = metric.compute(both)
+            except Exception as error:  # it must not cost the run its students
+                errors.append(f"{metric.name}: {files.brief(error)}")
+                console.warn(f"{metric.name} failed:\n{traceback.format_exc()}")
         return values, errors
 
     def protocol(self) -> dict[str, str]:

@@ -31,6 +31,7 @@ from pd_jax.runtime import console, numerics
 from pd_jax.runtime.errors import Refused
 from pd_jax.samplers import sample
 from pd_jax.schedules import Schedule
+from pd_jax.storage import draws
 
 NUM_LEVELS = 6  # spread over this range of logsnr, as far as the schedule has it, and
 LEVELS = (-5.0, 4.0)  # counted from where the data's variance equals the noise's
@@ -66,7 +67,7 @@ def try_teacher(setup: Setup) -> None:
     if num < LEAST_EXAMPLES:
         console.say("preflight: left out; it would take as long as so short a ladder")
         return
-    rows = np.linspace(0, len(setup.dataset) - 1, num).astype(np.int64)
+    rows = draws.rows(num, len(setup.dataset), setup.config.seed)
     batch = setup.dataset.take(rows)
     if getattr(setup.model.network, "num_classes", 0) < 2:
         batch.pop("label", None)

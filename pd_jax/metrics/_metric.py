@@ -57,6 +57,7 @@ class Metric:
       log_axis: whether plots have a log axis; not for figures that can be 0 or less.
       main: rank among the metrics of summaries, from 1; 0 for the others.
       column: place in tables, from the left; those of one column go by name.
+      least: the fewest samples, and examples, that it can be computed of.
     """
 
     name: str
@@ -68,3 +69,4 @@ class Metric:
     log_axis: bool = True
     main: int = 0
     column: int = 100
+    least: int = 2

@@ -23,9 +23,16 @@ class Moments:
     @classmethod
     def of(cls, data: np.ndarray) -> "Moments":
         """Moments of examples [N, ...], flattened; N >= 2, unbiased covariance."""
+        if 2 <= len(data) < np.size(data) // len(data):
+            return _FewMoments.of(data)
         running = RunningMoments()
         running.add(data)
         return running.moments()
+
+    @property
+    def spread(self) -> float:
+        """The trace of the covariance."""
+        return float(np.trace(self.covariance))
 
     @functools.cached_property
     def factor(self) -> np.ndarray:
@@ -39,6 +46,32 @@ class Moments:
         factor = np.empty((len(lower), rank))
         factor[pivots - 1] = np.tril(lower)[:, :rank]
         return factor
+
+
+class _FewMoments(Moments):
+    """Moments of fewer examples than values: no more memory than the examples."""
+
+    def __init__(self, mean: np.ndarray, factor: np.ndarray):
+        """Of a mean [D], and L [D, N] with L L^T the covariance."""
+        object.__setattr__(self, "mean", mean)
+        self.__dict__["factor"] = factor
+
+    @classmethod
+    def of(cls, data: np.ndarray) -> "Moments":
+        """As `Moments.of`."""
+        flat = np.asarray(data, np.float64).reshape(len(data), -1)
+        mean = flat.mean(axis=0)
+        return cls(mean, (flat - mean).T / np.sqrt(len(flat) - 1))
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """[D, D], made when it is asked for."""
+        return self.factor @ self.factor.T
+
+    @property
+    def spread(self) -> float:
+        """The trace of the covariance."""
+        return float(np.sum(np.square(self.factor)))
 
 
 class RunningMoments:
@@ -108,12 +141,12 @@ def load_statistics(path: str | pathlib.Path) -> Moments:
       Refused: for a file that is missing or damaged, lacks one of the two, or holds
         other shapes, values that are no finite numbers, or a sigma not symmetric.
     """
-    arrays = files.read_npz(path)
+    arrays = files.read_npz(path, ("mu", "sigma"))
     for name in ("mu", "sigma"):
         if name not in arrays:
             raise Refused(
                 f'{path}: no array "{name}"; statistics have mu and sigma, this file '
-                f"has: {', '.join(arrays)}"
+                f"has: {', '.join(files.npz_names(path))}"
             )
     mu, sigma = arrays["mu"], arrays["sigma"]
     if mu.ndim != 1 or sigma.shape != (mu.size, mu.size):

@@ -8,13 +8,15 @@ from collections.abc import Callable
 import numpy as np
 
 from pd_jax.metrics._moments import Moments, RunningMoments
-from pd_jax.metrics.frechet import shrink
+from pd_jax.metrics.frechet import shrink, signed_sums
 from pd_jax.metrics.manifold import precision_recall
 from pd_jax.space import Space, to_uint8
 from pd_jax.storage import files
+from pd_jax.storage.draws import Draw
 
 SIDE = 16  # pixels a side at which the Frechet distance of pixels is taken, at most
 KEPT = 10_000  # examples whose features are kept for metrics that are no moments
+VALUES = 1024  # of an example, at which its raw values' covariance is taken, at most
 
 
 class Summary:
@@ -35,22 +37,25 @@ class Summary:
         self.num, self._space = 0, space
         self._features = features
         self._pixels, self._pool = RunningMoments(), RunningMoments()
-        self._pooled, self._logits = [], []
+        self._pooled, self._logits = Draw(KEPT), []
 
     def add(self, x: np.ndarray) -> None:
         """Adds examples [B, ...]; images in [-1, 1]."""
         if self._features is not None:
             features = self._features(to_uint8(x))
             self._pool.add(features["pool"])
-            self._pooled.append(features["pool"][: max(0, KEPT - self.num)])
+            self._pooled.add(features["pool"])
             self._logits.append(features["logits"])
         small = shrink(x, SIDE) if self._space.has_areas else x
-        self._pixels.add(small.reshape(len(x), -1))
+        self._pixels.add(signed_sums(small.reshape(len(x), -1), VALUES))
         self.num += len(x)
 
     @property
     def pixels(self) -> Moments:
-        """Moments of the examples' raw values, images area-averaged to 16 pixels."""
+        """Moments of the examples' raw values, of at most `VALUES` numbers each.
+
+        Images are area-averaged to 16 pixels; of what is larger still there are sums.
+        """
         return self._pixels.moments()
 
     @property
@@ -60,8 +65,8 @@ class Summary:
 
     @property
     def features(self) -> np.ndarray:
-        """Pooled features of the first examples, [N, D]; N = 0 without a network."""
-        return np.concatenate(self._pooled) if self._pooled else np.zeros((0, 1))
+        """Pooled features of a draw of examples, [N, D]; N = 0 without a network."""
+        return self._pooled.drawn
 
     @property
     def logits(self) -> np.ndarray:
@@ -76,7 +81,7 @@ class Reference:
     Attributes:
       num: examples that they were made from.
       pixels, pool: moments; pool is None without a network.
-      features: pooled, of the first examples, [N, D].
+      features: pooled, of a draw of examples, [N, D].
     """
 
     num: int
