@@ -1,9 +1,14 @@
 """Subsets are drawn from all of a set, so that its order does not matter."""
 
+import types
+
 import numpy as np
 import pytest
 
-from pd_jax import metrics
+from pd_jax import config as configs
+from pd_jax import data, metrics
+from pd_jax.config import setup
+from pd_jax.evaluation.evaluation import Evaluation
 from pd_jax.metrics import Moments, Reference, Summary, frechet_distance
 from pd_jax.metrics import _summary as summaries
 from pd_jax.metrics.frechet import signed_sums
@@ -164,3 +169,32 @@ def test_what_a_metric_needs_at_least_is_said():
     with pytest.raises(ValueError, match="at least 4"):
         metrics.precision_recall(np.zeros((9, 2)), np.zeros((3, 2)))
     assert least["precision"] == least["recall"] == 4
+
+
+def test_too_few_samples_are_refused_at_the_start():
+    config = configs.default("digits", "mlp")
+    config.eval.update(num_samples=3, paired_samples=2)
+    dataset = data.get("digits")
+    setup._check_numbers(config, dataset)
+    config.eval.inception = "weights.npz"
+    with pytest.raises(Refused, match=r"eval\.num_samples=3: precision needs 4"):
+        setup._check_numbers(config, dataset)
+    config.eval.update(num_samples=100, num_reference=3)
+    with pytest.raises(Refused, match="num_reference=3, of 1500 examples: precision"):
+        setup._check_numbers(config, dataset)
+
+
+def test_a_metric_that_fails_costs_its_figure_alone(capsys):
+    def fail(both):
+        raise MemoryError("32 GiB")
+
+    made = [
+        metrics.Metric("good", "good", lambda both: 1.5, str),
+        metrics.Metric("bad", "bad", fail, str),
+        metrics.Metric("last", "last", lambda both: 2.5, str),
+    ]
+    evaluation = types.SimpleNamespace(_references={}, _metrics=made)
+    values, errors = Evaluation._values(evaluation, None)
+    assert values == {"good": 1.5, "last": 2.5}
+    assert errors == ["bad: MemoryError: 32 GiB"]
+    assert "Traceback" in capsys.readouterr().out
