@@ -7,7 +7,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from pd_jax.reports.terminal import Terminal
 from pd_jax.runs import loading
 from pd_jax.runs import run as runs
 from pd_jax.runs import workdir as workdirs
-from pd_jax.runtime import numerics, processes, registry
+from pd_jax.runtime import console, numerics, processes, registry
 from pd_jax.runtime.errors import Refused
 from pd_jax.space import Space
 from pd_jax.students.student import Student
@@ -110,11 +110,15 @@ def distil(
         is an array [B, ...] or {"image": [B, ...], "label": [B]}; images are uint8 in
         0..255, or floating point, pictures in [-1, 1]. They come as
 
-        - an iterator, of which a run that goes on takes what comes next;
-        - another iterable, such as a list, which is started over at its end;
-        - a function, called with n for batches from number n of the whole ladder on:
-          with it, a run that goes on ends with the bits of one never stopped;
-        - a `pd_jax.data.Dataset`, such as `InMemory(images)`, likewise.
+        - a list, or what is indexed like one, which is started over at its end;
+        - a function, called with n for batches from number n of the whole run on;
+        - a `pd_jax.data.Dataset`, such as `InMemory(images)`;
+        - another iterable, such as a loader, which is started over at its end. A run
+          that goes on reads it again up to its place;
+        - an iterator, of which a run that goes on takes what comes next.
+
+        With all but the last, a run that goes on ends with the bits of one never
+        stopped, if they give the same batches again.
 
         In a run of several processes all of them are given the same.
       workdir: the run's folder; made where missing.
@@ -270,16 +274,29 @@ def _set(section: ConfigDict, name: str, key: str, value: Any) -> None:
         raise Refused(f"{name}={value!r}: {error}") from error
 
 
+def _gives_batches(source: Any) -> bool:
+    """Whether batches can be taken of an object at all."""
+    indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    some = callable(source) or isinstance(source, Iterable) or indexed
+    return some and not isinstance(source, Mapping | str)
+
+
 def _stream(source: Any, config: ConfigDict, sized: bool) -> Stream:
     """The batches as a data set; the config's batch is theirs unless it is `sized`."""
-    if not callable(source) and not isinstance(source, Iterable):
+    if not _gives_batches(source):
         raise Refused(
-            f"batches are {type(source).__name__}: give an iterator, another iterable "
-            "or a function of the number of the first batch"
+            f"batches are {type(source).__name__}: give a list of them, another "
+            "iterable, an object with __getitem__ and __len__, an iterator, or a "
+            "function of the number of the first batch"
         )
-    updates = [stage.updates for *_, stage in configs.stages(config)]
     num = config.eval.num_reference or NUM_REFERENCE
-    stream = Stream(source, updates, num, config.data.kind)
+    stream = Stream(source, setup.updates(config), num, config.data.kind)
+    if stream.forgets and processes.is_first():
+        console.warn(
+            "batches are an iterator, which cannot be asked for the place where a run "
+            "stopped: one that goes on takes what comes next. A list, another iterable "
+            "or a function of the first batch's number goes on exactly"
+        )
     if not sized:
         config.ladder.batch = stream.size
     if config.ladder.batch != stream.size:

@@ -298,7 +298,7 @@ def test_stopped_and_gone_on_with_the_same_bits(whole, tmp_path):
 
 def test_batches_that_end_too_soon_leave_what_was_made(tmp_path):
     given = apply, weights(), itertools.islice(batches(0), 11), tmp_path / "run"
-    with pytest.raises(Refused, match="end at number 11, and the ladder takes 12"):
+    with pytest.raises(Refused, match="end at number 11, and the run takes 12"):
         pd_jax.distil(*given, **KEYS)
     assert (tmp_path / "run" / "checkpoints" / "student_2" / "6").is_dir()
 
@@ -326,6 +326,7 @@ def no_batches(first):
         ({"config": default("digits", "mlp")}, 'default."given", "given".'),
         ({"callbacks": [3]}, "callback 3: give a function"),
         ({"batches": 3}, "batches are int"),
+        ({"batches": {"image": IMAGES}}, "batches are dict: give a list of them"),
         ({"batches": []}, "not one batch"),
         ({"batch": 16}, "batch=16, but the batches hold 8"),
         ({"batches": InMemory(IMAGES, LABELS), "batch": 9}, "batch=9 is not divisible"),
@@ -361,6 +362,10 @@ def test_an_output_of_another_shape_shows_at_once(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def stages(*updates):
+    return {(1, i): num for i, num in enumerate(updates)}
+
+
 def take(stream, stage=0, first=0, num=3, part=(0, 1)):
     found = stream.batches(first * stream.size, stream.size, (0, 1, stage), part)
     return [batch["image"][:, 0] for batch in itertools.islice(found, num)]
@@ -376,42 +381,113 @@ def places(found):
 
 
 def test_an_iterator_goes_on_over_the_stages_and_nothing_of_it_is_lost():
-    stream = Stream(numbered(), updates=(3, 5), num_kept=6)
+    stream = Stream(numbered(), updates=stages(3, 5), num_kept=6)
     assert len(stream) == 6  # of two batches, which are learnt from all the same
     assert stream.shape == (1,)
     # Two more are taken ahead than the stage has updates.
     assert places(take(stream, stage=0, num=5))[:3] == [0, 1, 2]
     assert places(take(stream, stage=1, num=5)) == [3, 4, 5, 6, 7]
-    # A run that goes on takes what comes.
-    assert places(take(Stream(numbered(), (3, 5), 4), stage=1, first=2)) == [0, 1, 2]
+    # A run that goes on takes what comes, and this is known at its start.
+    assert stream.forgets
+    assert places(take(Stream(numbered(), stages(3, 5), 4), stage=1, first=2)) == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_a_function_is_asked_for_the_batches_of_a_place():
-    stream = Stream(numbered, updates=(3, 5), num_kept=4)
+    stream = Stream(numbered, updates=stages(3, 5), num_kept=4)
     assert places(take(stream, stage=1, first=2)) == [5, 6, 7]
     assert places(take(stream, stage=0, first=1, num=2)) == [1, 2]
 
 
 def test_what_is_no_iterator_is_started_over():
-    stream = Stream(list(numbered(end=2)), updates=(5,), num_kept=8)
+    stream = Stream(list(numbered(end=2)), updates=stages(5), num_kept=8)
     assert places(take(stream, num=5)) == [0, 1, 0, 1, 0]
+
+
+class Indexed:
+    """What has numbers and a length alone."""
+
+    def __init__(self, batches):
+        self.batches = list(batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, number):
+        return self.batches[number]
+
+
+class Loader:
+    """What can only be read from its start, and may know its length."""
+
+    def __init__(self, batches):
+        self.batches = list(batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+class Sized(Loader):
+    def __len__(self):
+        return len(self.batches)
+
+
+@pytest.mark.parametrize("kind", [list, Indexed, Loader, Sized])
+def test_stopped_at_random_each_batch_is_used_as_often_as_without(kind):
+    """Two stages of 70 and 80 updates, 60 batches, four stops; 8 examples are kept."""
+    source, updates, taken = kind(numbered(end=60)), (70, 80), []
+    assert not Stream(source, stages(*updates), 8).forgets
+    stops = sorted(np.random.default_rng(0).choice(np.arange(1, 150), 4, replace=False))
+    for begin, end in itertools.pairwise([0, *stops, 150]):
+        stream = Stream(source, stages(*updates), 8)  # of a new process
+        for stage, first in ((0, 0), (1, 70)):
+            low, high = max(begin, first), min(end, first + updates[stage])
+            if low < high:
+                place = stage, low - first
+                taken += places(take(stream, *place, num=high - low))
+    assert taken == [number % 60 for number in range(150)]
+
+
+def test_a_second_training_goes_on_behind_the_first():
+    updates = {(1, 0): 3, (1, 1): 2, (3, 0): 4}
+    stream = Stream(numbered, updates, 4)
+    batches = stream.batches(stream.size, stream.size, (0, 3, 0))
+    found = [batch["image"][:, 0] for batch in itertools.islice(batches, 3)]
+    assert places(found) == [6, 7, 8]
+
+
+def test_a_loader_that_a_plateau_left_early_is_read_on_to_the_next_stage():
+    stream = Stream(Loader(numbered(end=9)), stages(5, 3), 4)
+    assert places(take(stream, num=2)) == [0, 1]
+    assert places(take(stream, stage=1)) == [5, 6, 7]
+
+
+def test_an_iterator_says_at_the_start_that_it_has_no_place(tmp_path, capsys):
+    given = apply, weights(), batches(0), tmp_path / "run"
+    keys = KEYS | {"updates": 2, "start": 2}
+    pd_jax.distil(*given, **keys)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("batches are an iterator, which cannot be asked") == 1
 
 
 def test_processes_take_their_parts_of_a_batch():
     rows = np.arange(8, dtype=np.float32)[:, None] / 8.0
-    parts = [take(Stream([rows], (1,), 4), num=1, part=(i, 2))[0] for i in (0, 1)]
+    parts = [take(Stream([rows], stages(1), 4), num=1, part=(i, 2))[0] for i in (0, 1)]
     np.testing.assert_array_equal(np.concatenate(parts), rows[:, 0])
 
 
 def test_the_callers_own_arrays_may_change():
     mine = np.zeros((4, 1), np.float32)
-    (taken,) = take(Stream([mine], (1,), 4), num=1)
+    (taken,) = take(Stream([mine], stages(1), 4), num=1)
     mine += 1.0
     assert not taken.any()
 
 
 def test_bytes_become_numbers():
-    stream = Stream([np.array([[0], [255]], np.uint8)], (1,), 2)
+    stream = Stream([np.array([[0], [255]], np.uint8)], stages(1), 2)
     np.testing.assert_array_equal(stream.take(np.arange(2))["image"], [[-1.0], [1.0]])
 
 
@@ -432,18 +508,18 @@ def test_bytes_become_numbers():
 )
 def test_batches_that_are_none(batch, words):
     with pytest.raises(Refused, match=words):
-        Stream([batch], (1,), 4)
+        Stream([batch], stages(1), 4)
 
 
 def test_a_smaller_last_batch_is_named():
-    stream = Stream(iter([np.zeros((4, 1)), np.zeros((3, 1))]), (2,), 4)
+    stream = Stream(iter([np.zeros((4, 1)), np.zeros((3, 1))]), stages(2), 4)
     with pytest.raises(Refused, match=r"\(3, 1\).*\(4, 1\).*last, smaller one"):
         take(stream, num=2)
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (5, 3), (8, 8, 4), (8, 8, 2)])
 def test_what_is_no_picture_has_no_bounds(shape):
-    assert len(Stream([np.full((4, *shape), 2.0)], (1,), 4)) == 4
+    assert len(Stream([np.full((4, *shape), 2.0)], stages(1), 4)) == 4
 
 
 def test_latents_are_neither_clipped_nor_rounded(tmp_path):
@@ -513,10 +589,10 @@ def test_rows_that_cannot_be_measured_say_so_and_cost_nothing_else(tmp_path):
 def test_a_kind_that_does_not_fit():
     for shape, words in (((8, 8, 4), r"\[8, 8, 4\] are no pictures"), ((9,), r"\[9\]")):
         with pytest.raises(Refused, match=words):
-            Stream([np.zeros((4, *shape))], (1,), 4, "pictures")
+            Stream([np.zeros((4, *shape))], stages(1), 4, "pictures")
     with pytest.raises(Refused, match=r'go up to 2.*kind="latents"'):
-        Stream([np.full((4, 8, 8, 3), 2.0)], (1,), 4)
-    assert len(Stream([np.full((4, 8, 8, 3), 2.0)], (1,), 4, "latents")) == 4
+        Stream([np.full((4, 8, 8, 3), 2.0)], stages(1), 4)
+    assert len(Stream([np.full((4, 8, 8, 3), 2.0)], stages(1), 4, "latents")) == 4
     dataset = InMemory(IMAGES)
     with pytest.raises(Refused, match='kind="latents", but the data set says'):
         pd_jax.distil(apply, weights(), dataset, "never", kind="latents", start=2)

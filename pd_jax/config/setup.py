@@ -297,6 +297,21 @@ def _assemble(
     return Setup(config, dataset, schedule, model, shapes, trainings, released, steps)
 
 
+def _purpose(config: ConfigDict, name: str) -> int:
+    """What a training's number among all of a config is folded into keys as."""
+    place = list(configs.trainings(config)).index(name)
+    # The third purpose is the validation loss of the second training.
+    return place if place < 2 else place + 1
+
+
+def updates(config: ConfigDict) -> dict[tuple[int, int], int]:
+    """Each stage's updates, in order, by what ends the seed of its batches."""
+    return {
+        (_purpose(config, name), stage.index): stage.updates
+        for name, _, stage in configs.stages(config)
+    }
+
+
 def _training(
     config: ConfigDict,
     name: str,
@@ -306,8 +321,7 @@ def _training(
     devices: list[jax.Device],
 ) -> Training:
     section, place = config[name], list(configs.trainings(config)).index(name)
-    # The third purpose is the validation loss of the second training.
-    purpose = place if place < 2 else place + 1
+    purpose = _purpose(config, name)
     root = numerics.key(config.seed)
     check = section.get("check_updates", 0)
     whole = math.gcd(check, *(stage.updates for stage in stages))
