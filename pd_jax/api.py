@@ -84,6 +84,7 @@ def distil(
     *,
     output: str = "v",
     kind: str = "",
+    num_classes: int = 0,
     config: ConfigDict | None = None,
     callbacks: Sequence[object] = (),
     **keys: Any,
@@ -128,6 +129,10 @@ def distil(
         and sampled as uint8; "latents" [H, W, C], "points" [2] or "signals" of any
         shape, which have no bounds and are sampled as float32. Default what type and
         shape of the first batch tell; a data set says it itself.
+      num_classes: of the labels, which are below it. Default one more than the largest
+        label of a list or data set; of what cannot be looked at as a whole, of those
+        batches that samples are compared with, and a larger one is refused when it
+        comes.
       config: in place of the defaults, `pd_jax.config.default("given", "given")`,
         changed.
       callbacks: functions or objects to be told what happens
@@ -161,8 +166,13 @@ def distil(
         if kind not in ("", own):
             raise Refused(f'kind="{kind}", but the data set says kind="{own}"')
     else:
-        dataset = _stream(batches, config, "batch" in keys)
-    classes = max(2, dataset.num_classes) if dataset.num_classes else 0
+        dataset = _stream(batches, config, "batch" in keys, num_classes)
+    if num_classes and not 0 < dataset.num_classes <= num_classes:
+        raise Refused(
+            f"num_classes={num_classes}, but the data set has {dataset.num_classes}"
+        )
+    classes = num_classes or dataset.num_classes
+    classes = max(2, classes) if classes else 0
     teacher = Model(Function(apply, classes), output), weights
     built = setup.build(config, dataset, teacher)
     _try_out(built, weights)
@@ -281,7 +291,7 @@ def _gives_batches(source: Any) -> bool:
     return some and not isinstance(source, Mapping | str)
 
 
-def _stream(source: Any, config: ConfigDict, sized: bool) -> Stream:
+def _stream(source: Any, config: ConfigDict, sized: bool, num_classes: int) -> Stream:
     """The batches as a data set; the config's batch is theirs unless it is `sized`."""
     if not _gives_batches(source):
         raise Refused(
@@ -290,7 +300,8 @@ def _stream(source: Any, config: ConfigDict, sized: bool) -> Stream:
             "function of the number of the first batch"
         )
     num = config.eval.num_reference or NUM_REFERENCE
-    stream = Stream(source, setup.updates(config), num, config.data.kind)
+    updates = setup.updates(config)
+    stream = Stream(source, updates, num, config.data.kind, num_classes)
     if stream.forgets and processes.is_first():
         console.warn(
             "batches are an iterator, which cannot be asked for the place where a run "

@@ -103,7 +103,11 @@ class Space:
         """
         most = max(float(x.max()), -float(x.min()))
         if not most <= float(np.finfo(np.float32).max):
-            raise Refused(f"{name} are not finite, or beyond float32")
+            row, value = _first_not_finite(x)
+            raise Refused(
+                f"{name} are not finite, or beyond float32: example {row} of {len(x)} "
+                f"holds {value}; repair it, or leave it out"
+            )
         if self.kind == PICTURES and most > 1.0 + ROUNDING:
             raise Refused(
                 f"{name} go up to {most:.4g}: scale them to [-1, 1], as pictures are; "
@@ -124,6 +128,13 @@ class Space:
                 "of this network?"
             )
         return to_uint8(x) if self.kind == PICTURES else x
+
+
+def _first_not_finite(x: np.ndarray) -> tuple[int, float]:
+    """The first value that float32 does not hold as a number, and its example."""
+    with np.errstate(over="ignore"):
+        place = int(np.argmax(~np.isfinite(x.astype(np.float32))))
+    return place // (x.size // len(x)), float(x.flat[place])
 
 
 def num_not_finite(x: np.ndarray) -> int:

@@ -326,6 +326,7 @@ def no_batches(first):
         ({"config": default("digits", "mlp")}, 'default."given", "given".'),
         ({"callbacks": [3]}, "callback 3: give a function"),
         ({"batches": 3}, "batches are int"),
+        ({"batches": InMemory(IMAGES, LABELS), "num_classes": 2}, "data set has 3"),
         ({"batches": {"image": IMAGES}}, "batches are dict: give a list of them"),
         ({"batches": []}, "not one batch"),
         ({"batch": 16}, "batch=16, but the batches hold 8"),
@@ -400,6 +401,8 @@ def test_a_function_is_asked_for_the_batches_of_a_place():
     stream = Stream(numbered, updates=stages(3, 5), num_kept=4)
     assert places(take(stream, stage=1, first=2)) == [5, 6, 7]
     assert places(take(stream, stage=0, first=1, num=2)) == [1, 2]
+    some = Stream(lambda n: numbered(n, n + 2), updates=stages(5), num_kept=4)
+    assert places(take(some, num=5)) == [0, 1, 2, 3, 4]
 
 
 def test_what_is_no_iterator_is_started_over():
@@ -515,6 +518,108 @@ def test_a_smaller_last_batch_is_named():
     stream = Stream(iter([np.zeros((4, 1)), np.zeros((3, 1))]), stages(2), 4)
     with pytest.raises(Refused, match=r"\(3, 1\).*\(4, 1\).*last, smaller one"):
         take(stream, num=2)
+
+
+def sorted_by_class(first=0, end=10):
+    for label in range(first, end):
+        yield {"image": np.zeros((4, 1)), "label": np.full(4, label)}
+
+
+def test_classes_of_a_list_are_those_of_all_its_batches():
+    stream = Stream([*sorted_by_class()], stages(10), 4)
+    assert stream.num_classes == 10
+    # What samples are compared with is a draw from all batches.
+    stream = Stream([*sorted_by_class()], stages(10), 20)
+    assert np.bincount(stream.take(np.arange(20))["label"]).tolist() == [2] * 10
+    with pytest.raises(Refused, match=r"batch 5 of 10.*label is 5.*num_classes=5"):
+        Stream([*sorted_by_class()], stages(10), 4, num_classes=5)
+
+
+def test_a_label_beyond_those_looked_at_is_refused_where_it_comes():
+    stream = Stream(sorted_by_class(), stages(10), 12)
+    assert stream.num_classes == 3
+    words = r"batch 3 of the run.*label is 3, and num_classes=3.*num_classes=4"
+    with pytest.raises(Refused, match=words):
+        take(stream, num=4)
+    stream = Stream(sorted_by_class(), stages(10), 12, num_classes=10)
+    assert stream.num_classes == 10
+    assert len(take(stream, num=10)) == 10
+    with pytest.raises(Refused, match="num_classes=3, but the batches have no labels"):
+        Stream(iter([np.zeros((4, 1))]), stages(1), 4, num_classes=3)
+
+
+GREY = np.zeros((4, 2, 2, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (GREY + 3.0, r"images go up to 3: scale them to \[-1, 1\]"),
+        (
+            np.where(np.arange(4) == 2, np.nan, 0.0)[:, None, None, None] + GREY,
+            "2 of 4",
+        ),
+        (GREY.astype(np.uint8), "images are uint8, those before were floating point"),
+        (GREY[:, :1], r"4, 1, 2, 1\).*first one.*4, 2, 2, 1\)"),
+        ({"image": GREY, "label": np.zeros(4, int)}, "label.*first one"),
+        (GREY.astype(int), "images are int64"),
+    ],
+)
+@pytest.mark.parametrize("kind", [iter, list])
+def test_what_does_not_fit_is_refused_with_its_batch(kind, batch, words):
+    batches, name = [GREY] * 100, "batch 36 of the run, counted from 0: "
+    batches[36] = batch
+    taken = []
+    if kind is list:
+        name = "batch 36 of 100, counted from 0: "
+
+    def read():
+        stream = Stream(kind(batches), stages(100), 4)
+        taken.extend(itertools.islice(stream.batches(0, 4, (0, 1, 0)), 36))
+        list(itertools.islice(stream.batches(36 * 4, 4, (0, 1, 0)), 1))
+
+    with pytest.raises(Refused, match=f"{name}.*{words}.*Nothing was learnt of it"):
+        read()
+    assert kind is list or len(taken) == 36
+
+
+def test_a_run_keeps_what_came_before_a_batch_that_is_refused(whole, tmp_path):
+    """Checkpoints are 4 updates apart; all 5 before the batch are kept."""
+
+    def source(bad):
+        def given(first):
+            for number, batch in enumerate(batches(first), first):
+                if number == bad:
+                    batch = batch | {"image": batch["image"] + np.float32(np.inf)}
+                yield batch
+
+        return given
+
+    for bad, names in ((5, "student_2/5"), (11, "student_1/5")):
+        given = apply, weights(), source(bad), tmp_path / "run"
+        with pytest.raises(Refused, match=f"batch {bad} of the run.*example 0 of 8"):
+            pd_jax.distil(*given, **KEYS)
+        assert (tmp_path / "run" / "checkpoints" / names).is_dir()
+    students = pd_jax.distil(apply, weights(), batches, tmp_path / "run", **KEYS)
+    for steps, student in students.items():
+        jax.tree.map(
+            np.testing.assert_array_equal, student.params, whole[1][steps].params
+        )
+
+
+def test_a_run_of_too_few_classes_goes_on_with_all(tmp_path):
+    def given(first):
+        for number, batch in enumerate(batches(first), first):
+            yield batch | {"label": np.full(8, int(number >= 6))}
+
+    def go(**more):
+        keys = KEYS | {"eval": KEYS["eval"] | {"num_reference": 8}} | more
+        return pd_jax.distil(apply, weights(), given, tmp_path / "run", **keys)
+
+    with pytest.raises(Refused, match=r"batch 6 of the run.*give num_classes=2"):
+        go()
+    students = go(num_classes=2)
+    assert students[1].num_classes == 2
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (5, 3), (8, 8, 4), (8, 8, 2)])

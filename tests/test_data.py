@@ -95,6 +95,28 @@ def test_ring_has_its_modes():
     assert np.all(np.bincount(angle.astype(int), minlength=4) > 800)
 
 
+class Lazy:
+    """An array that is read when it is indexed."""
+
+    def __init__(self, images):
+        self._images, self.shape, self.dtype = images, images.shape, images.dtype
+
+    def __len__(self):
+        return len(self._images)
+
+    def __getitem__(self, rows):
+        return self._images[rows]
+
+
+def test_what_is_read_later_is_checked_then():
+    images = np.zeros((8, 2, 2, 1), np.float32)
+    images[5] = np.nan
+    dataset = InMemory(Lazy(images))
+    assert dataset.take(np.arange(5))["image"].shape == (5, 2, 2, 1)
+    with pytest.raises(ValueError, match=r"not finite.*example 1 of 2 holds nan"):
+        dataset.take(np.arange(4, 6))
+
+
 def test_npz_of_ones_own(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "a.npz", images=images, y=np.array([0, 1, 2, 1, 0]))

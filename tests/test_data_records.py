@@ -143,6 +143,13 @@ def test_a_broken_record_is_named():
     assert len(broken.take(np.array([3, 5]))["image"]) == 2
 
 
+def test_a_label_of_a_class_that_there_is_not_is_named():
+    two = Records(SMALL.source, (6, 6, 3), num_classes=2)
+    assert len(two.take(np.array([0, 1, 3]))["label"]) == 3
+    with pytest.raises(Refused, match=r"record 2 has label 2, and there are 2 classes"):
+        two.take(np.arange(3))
+
+
 class Cut(Encoded):
     def __getitem__(self, row):
         if row == 4:

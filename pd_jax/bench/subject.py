@@ -284,6 +284,8 @@ class Subject:
             with StageCheckpoints(self._folder, self._stage) as checkpoints:
                 began = time.perf_counter()
                 for _ in range(count):
+                    if failed := loop.fetch():
+                        raise failed
                     self._state = loop.call(loop.check(self._state))
                     if loop.passed(every) and not self._spread_over:
                         loop.flush()

@@ -107,7 +107,7 @@ class InMemory(Dataset):
 
     Attributes:
       images: [N, ...], floating point, or uint8 in 0..255; an array, or what is indexed
-        by rows like one.
+        by rows like one, whose values are checked as they come.
       labels: [N] integers from 0 on, or None.
       denoise: the exact denoiser of the distribution, where there is one.
       flip: mirrors half of the training images left to right.
@@ -156,7 +156,10 @@ class InMemory(Dataset):
 
     def take(self, rows: np.ndarray) -> dict:
         """The examples of these rows as a batch."""
-        batch = {"image": to_float(self.images[rows])}
+        images = self.images[rows]
+        batch = {"image": to_float(images)}
+        if not isinstance(self.images, np.ndarray) and images.dtype != np.uint8:
+            Space.of(self.shape, self.kind).check(batch["image"])  # read just now
         if self.labels is not None:
             batch["label"] = self.labels[rows]
         return batch

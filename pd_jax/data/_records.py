@@ -91,7 +91,13 @@ class Records(Dataset):
             )
         if not self.num_classes:
             return {"image": image}
-        return {"image": image, "label": np.int32(record["label"])}
+        label = int(record["label"])
+        if not 0 <= label < self.num_classes:
+            raise Refused(
+                f"{self.source}: record {row} has label {label}, and there are "
+                f"{self.num_classes} classes, counted from 0: prepare the data again"
+            )
+        return {"image": image, "label": np.int32(label)}
 
     def take(self, rows: np.ndarray) -> dict:
         """The examples of these rows as a batch."""

@@ -1,24 +1,30 @@
 """Batches that a caller makes, as a data set: what `pd_jax.distil` learns from."""
 
+import contextlib
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from pd_jax.data import Dataset, InMemory, to_float, to_labels
 from pd_jax.runtime.errors import Refused
 from pd_jax.space import Space, kind_of
+from pd_jax.storage import draws
+
+SPREAD = 64  # batches of what is indexed that are looked at, at least
 
 
 class Stream(Dataset):
     """Global batches in the caller's own order, one an update.
 
     Some are looked at first and kept: samples are compared with their examples, which
-    are this data set's rows. They are learnt from all the same.
+    are this data set's rows. They are learnt from all the same. What holds of these is
+    watched in all others before anything is learnt from them.
 
     Attributes:
       size: examples of a batch.
+      num_classes: one more than the largest label; 0 without labels.
     """
 
     def __init__(
@@ -27,8 +33,9 @@ class Stream(Dataset):
         updates: Mapping[tuple[int, int], int],
         num_kept: int,
         kind: str = "",
+        num_classes: int = 0,
     ):
-        """Reads the first batches.
+        """Reads some batches: the first, or of what is indexed a draw from all.
 
         Args:
           source: batches, or a function of the number of the first: see `_Place`. A
@@ -38,6 +45,8 @@ class Stream(Dataset):
             seed of its batches: the training's and the stage's own.
           num_kept: how many examples to keep.
           kind: of `pd_jax.space`; default what the first batch's type and shape tell.
+          num_classes: of the labels; default one more than the largest of the batches
+            read here, and of all batches of a list.
 
         Raises:
           Refused: for what is no such batch.
@@ -47,15 +56,48 @@ class Stream(Dataset):
         self._ends = dict(zip(updates, ends))
         self._updates = dict(updates)
         self._place = _Place(source)
-        self._form = None
-        first = [self._checked(raw) for raw in self._place.first(1)]
+        self._form, self._known = None, num_classes
+        first = [self._checked(0, raw) for raw in self._place.first(1)]
         if not first:
             raise Refused("there is not one batch to learn from")
         self.size = len(first[0]["image"])
-        more = self._place.first(-(-num_kept // self.size))[1:]
-        first += [self._checked(raw) for raw in more]
-        whole = {k: np.concatenate([b[k] for b in first])[:num_kept] for k in first[0]}
-        self._kept = InMemory(whole["image"], whole.get("label"), kind=self.kind)
+        whole = self._keep(first, num_kept)
+        labels = whole.get("label")
+        self._kept = InMemory(whole["image"], labels, kind=self.kind)
+        if num_classes and labels is None:
+            raise Refused(f"num_classes={num_classes}, but the batches have no labels")
+        self.num_classes = num_classes or self._kept.num_classes
+        if isinstance(source, list | tuple):  # what is at hand costs nothing
+            self._look_at(source)
+        self._known = self.num_classes
+
+    def _keep(self, first: list[dict], num: int) -> dict:
+        """Up to `num` examples, as a batch; the first batch is there."""
+        needed = -(-num // self.size)
+        if (of := self._place.length) is None:
+            first += map(self._checked, range(1, needed), self._place.first(needed)[1:])
+            return {k: np.concatenate([b[k] for b in first])[:num] for k in first[0]}
+        # Batches may be sorted: some of many of them.
+        numbers = np.sort(draws.rows(max(needed, SPREAD), of, 0))
+        each = -(-num // len(numbers))
+        rows = draws.rows(each, self.size, 0)
+        some = [self._checked(int(n), self._place.at(int(n))) for n in numbers]
+        whole = {k: np.concatenate([b[k][rows] for b in some]) for k in first[0]}
+        kept = np.sort(draws.rows(num, len(whole["image"]), 0))
+        return {k: a[kept] for k, a in whole.items()}
+
+    def _look_at(self, batches: Sequence) -> None:
+        """Checks shapes and labels of a whole list; counts classes if need be."""
+        for number, batch in enumerate(batches):
+            with self._named(number):
+                parts = _parts(batch)
+                self._check_shapes({name: np.shape(a) for name, a in parts.items()})
+                if "label" not in parts:
+                    continue
+                label = to_labels(parts["label"], self.size)
+                self._check_label(label)
+            if not self._known:
+                self.num_classes = max(self.num_classes, int(label.max()) + 1)
 
     @property
     def forgets(self) -> bool:
@@ -66,11 +108,6 @@ class Stream(Dataset):
     def shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return self._kept.shape
-
-    @property
-    def num_classes(self) -> int:
-        """One more than the largest label that was kept; 0 without labels."""
-        return self._kept.num_classes
 
     def __len__(self) -> int:
         """Number of examples that were kept."""
@@ -95,7 +132,8 @@ class Stream(Dataset):
         """Batches of one stage, whose numbers end `seed`; see `Dataset.batches`.
 
         Raises:
-          Refused: where they end before the stage does.
+          Refused: where they end before the stage does, or a batch is not like those
+            before; it is never given.
         """
         end, updates = self._ends[seed[-2:]], self._updates[seed[-2:]]
         begin = end - updates + first // size
@@ -109,46 +147,93 @@ class Stream(Dataset):
                     f"{max(self._ends.values())}, one an update: checkpoints are kept; "
                     "go on with more, or give an iterable that can be started over"
                 )
-            mine = {name: a[own] for name, a in self._checked(batch).items()}
+            batch = self._checked(number, batch)
+            mine = {name: a[own] for name, a in batch.items()}
             yield mine
         while True:  # taken ahead of need, and never used
             yield mine
 
-    def _checked(self, batch: object) -> dict:
-        """A batch as arrays of its own, of the first one's form."""
-        arrays, dtype = _arrays(batch)
-        form = {name: a.shape for name, a in arrays.items()}
-        if self._form is None:
+    def _checked(self, number: int, batch: object) -> dict:
+        """A batch as arrays of its own, like those before in all that was looked at."""
+        with self._named(number):
+            arrays, dtype = _arrays(batch)
             shape = arrays["image"].shape[1:]
-            self.kind = self.kind or kind_of(shape, dtype)
-            Space.of(shape, self.kind).check(arrays["image"])
-            self._form = form
-        if form != self._form:
+            form = {name: a.shape for name, a in arrays.items()}, dtype == np.uint8
+            if self._form is None:
+                self.kind = self.kind or kind_of(shape, dtype)
+                self._space, self._form = Space.of(shape, self.kind), form
+            self._check_shapes(form[0])
+            levels = self._form[1]
+            if form[1] != levels:
+                raise Refused(
+                    f"its images are {dtype}, those before were "
+                    f"{'uint8' if levels else 'floating point'}: give all in one type"
+                )
+            if not levels:
+                self._space.check(arrays["image"])
+            if "label" in arrays:
+                self._check_label(arrays["label"])
+        return arrays
+
+    def _check_shapes(self, shapes: dict) -> None:
+        """Refuses a batch of other arrays, or shapes, than the first one's."""
+        if shapes != self._form[0]:
             raise Refused(
-                f"a batch has {form}, the first one {self._form}: all must have as "
+                f"it has {shapes}, the first one {self._form[0]}: all must have as "
                 "many examples (leave out a last, smaller one) of one shape"
             )
-        return arrays
+
+    def _check_label(self, label: np.ndarray) -> None:
+        """Refuses labels of classes that there are not."""
+        most = int(label.max(initial=0))
+        if self._known and most >= self._known:
+            raise Refused(
+                f"a label is {most}, and num_classes={self._known}, as it was given or "
+                "as the batches tell that were looked at first: give num_classes="
+                f"{most + 1}, or as many as there are"
+            )
+
+    @contextlib.contextmanager
+    def _named(self, number: int) -> Iterator[None]:
+        """Says in which batch is what does not fit."""
+        try:
+            yield
+        except Refused as error:
+            raise Refused(
+                f"{self._place.name(number)}: {error}. Nothing was learnt of it"
+            ) from error
 
 
 class _Place:
     """A place in a source: batch number n of the run, whatever the source can do.
 
-    function                  asked for those from n on
+    function                  asked for those from n on, and again where they end
     indexed (a list)          [n], counted anew after its end
     other iterable            read again from its start up to n, again after its end
     iterator                  whatever comes next
 
     Attributes:
       forgets: for an iterator, which knows of no place.
+      length: of what is indexed, else None.
     """
 
     def __init__(self, source: Iterable | Callable[[int], Iterable]):
         self._source = source
         self._indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
         self.forgets = isinstance(source, Iterator)
+        self.length = len(source) if self._indexed else None
         self._ahead = []  # the first batches, read but not taken
         self._next, self._rest = 0, None  # the number of what comes next, and all of it
+
+    def at(self, number: int) -> object:
+        """A batch of what is indexed."""
+        return self._source[number % self.length]
+
+    def name(self, number: int) -> str:
+        """What to call a batch."""
+        if self.length:
+            return f"batch {number % self.length} of {self.length}, counted from 0"
+        return f"batch {number} of the run, counted from 0"
 
     def first(self, num: int) -> list:
         """Up to `num` batches from number 0 on; the next `take` may want them again."""
@@ -163,7 +248,13 @@ class _Place:
         if number != self._next and not self.forgets:
             self._go(number)
         self._next = number + 1
-        return self._ahead.pop(0) if self._ahead else next(self._rest, None)
+        if self._ahead:
+            return self._ahead.pop(0)
+        batch = next(self._rest, None)
+        if batch is None and callable(self._source):  # it may give some at a time
+            self._rest = self._open(number)
+            batch = next(self._rest, None)
+        return batch
 
     def _go(self, number: int) -> None:
         """To a place that is not the next one."""
@@ -184,9 +275,7 @@ class _Place:
         if callable(self._source):
             return iter(self._source(number))
         if self._indexed:
-            num = len(self._source)
-            rows = itertools.count(number) if num else ()
-            return (self._source[row % num] for row in rows)
+            return map(self.at, itertools.count(number) if self.length else ())
         return iter(self._source) if self.forgets else _endless(self._source)
 
 
@@ -200,18 +289,24 @@ def _endless(source: Iterable) -> Iterator:
             return
 
 
-def _arrays(batch: object) -> tuple[dict, np.dtype]:
-    """A batch as new arrays that training takes, and its own type; Refused for none."""
+def _parts(batch: object) -> dict:
+    """A batch's parts by name, as they were given; Refused for none."""
     batch = batch if isinstance(batch, dict) else {"image": batch}
-    if "image" not in batch or not batch.keys() <= {"image", "label"}:
+    if batch.get("image") is None or not batch.keys() <= {"image", "label"}:
         raise Refused(
             f"a batch has the keys {', '.join(map(repr, batch))}: give an array, or "
             '{"image": [B, ...]} with or without "label"'
         )
+    return {name: part for name, part in batch.items() if part is not None}
+
+
+def _arrays(batch: object) -> tuple[dict, np.dtype]:
+    """A batch as new arrays that training takes, and its own type; Refused for none."""
+    batch = _parts(batch)
     image = np.asarray(batch["image"])
     arrays = {"image": np.array(to_float(image))}  # as callers may use theirs again
     if image.ndim < 2 or not image.size:
         raise Refused(f"images have shape {image.shape}: a batch is [B, ...]")
-    if batch.get("label") is not None:
+    if "label" in batch:
         arrays["label"] = to_labels(batch["label"], len(image)).copy()
     return arrays, image.dtype

@@ -308,6 +308,8 @@ class _Run:
                 state = loop.check(state)
                 # The signal is looked at once a round: what ends a stage is saved.
                 ends = self.interrupt.asked() or loop.done == loop.end
+                failed = None if ends else loop.fetch()
+                ends = ends or failed is not None
                 due = ends or loop.passed(self.options.checkpoint_updates)
                 if due and loop.done > saved and (loop.flush() or ends):
                     seconds = facts["seconds"] + time.monotonic() - began
@@ -321,6 +323,8 @@ class _Run:
                     break
                 state = loop.call(state)
             loop.close()
+            if failed:
+                raise failed
         self.callbacks.on_stop(stage.name, saved)
         self.accounted += time.monotonic() - began
         if self.interrupt.received:

@@ -125,6 +125,10 @@ class Stages:
         saved = {key: facts.get(key, value) for key, value in mine.items()}
         # Of a version that knew no kinds.
         saved["data"] = {"kind": mine["data"]["kind"]} | saved["data"]
+        if "function" in mine:  # a stream's classes were not all known at first
+            least, own = (f["function"]["num_classes"] for f in (saved, mine))
+            known = {"num_classes": own} if 0 < least <= own else {}
+            saved["function"] = saved["function"] | known
         name = saved["model"].get("name")
         if name in models.known():  # fields that came later are as by default
             saved["model"] = models.fields(name) | saved["model"]

@@ -75,10 +75,23 @@ class Loop:
         """Whether the last call went past a multiple of `every` updates."""
         return self.done // every != (self.done - self._training.step.substeps) // every
 
+    def fetch(self) -> Exception | None:
+        """Takes the next call's batch; returns what kept it from coming, if anything.
+
+        Of several processes one may fail alone: its error is raised.
+        """
+        try:
+            self._batch = next(self._feed)
+        except Exception as error:
+            if processes.part() != (0, 1):
+                raise
+            return error
+        return None
+
     def call(self, state):
-        """One call of the step; returns the new state, not waited for."""
+        """One call of the step on what was fetched; the new state is not waited for."""
         training = self._training
-        state, metrics = training.step(state, next(self._feed), training.key)
+        state, metrics = training.step(state, self._batch, training.key)
         self.done += training.step.substeps
         self._held.append(metrics)
         self._advance(self._pace.add(metrics))

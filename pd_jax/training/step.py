@@ -99,11 +99,16 @@ class Step:
 
         Args:
           batches: this process's part of one global batch each; leaves [B, ...], which
-            nobody writes to any more: on CPU an array may be used where it lies.
+            nobody writes to any more: on CPU an array may be used where it lies. What
+            they raise comes after the batches before.
         """
         ahead = collections.deque()
         while True:
-            parts = [next(batches) for _ in range(self.substeps)]
+            try:
+                parts = [next(batches) for _ in range(self.substeps)]
+            except Exception:
+                yield from ahead
+                raise
             whole = parts[0]
             if len(parts) > 1:
                 whole = jax.tree.map(lambda *a: np.concatenate(a), *parts)
