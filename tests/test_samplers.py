@@ -27,7 +27,16 @@ def error(cosine, method, num_steps):
 
 @pytest.mark.parametrize(
     ("method", "order", "steps"),
-    [("ddim", 1, 128), ("heun", 2, 64), ("dpmpp_2m", 2, 512)],
+    [
+        ("ddim", 1, 128),
+        ("heun", 2, 64),
+        ("dpmpp_2m", 2, 512),
+        ("pndm", 2, 64),
+        ("deis", 2, 64),  # its first steps are of lower orders
+        ("ddim@quadratic", 1, 128),
+        ("heun@quadratic", 2, 64),
+        ("heun@1,0.6,0.3", 2, 64),
+    ],
 )
 def test_order_of_convergence(cosine, method, order, steps):
     coarse, fine = error(cosine, method, steps), error(cosine, method, 4 * steps)
@@ -56,6 +65,145 @@ def test_heun_reaches_an_independent_solvers_answer(cosine):
         solved = solve_ivp(rate, span, z.ravel(), "DOP853", rtol=1e-8, atol=1e-8)
         heun = sample(denoise, jnp.asarray(z), 4096, cosine, "heun", clip=False)
         np.testing.assert_allclose(heun.ravel(), solved.y[:, -1], atol=1e-5)
+
+
+RING = np.stack([f(np.arange(8) * np.pi / 4) for f in (np.cos, np.sin)], 1)
+
+
+def asked_at(cosine, method, num_steps):
+    """The angles at which a sampler asks its denoiser, in float64."""
+    found = []
+
+    def denoise(z, logsnr):
+        jax.debug.callback(lambda n: found.append(float(n[0])), logsnr, ordered=True)
+        return GAUSSIAN(z, logsnr)
+
+    with jax.enable_x64(True):
+        sample(denoise, jnp.ones((1, 3), jnp.float64), num_steps, cosine, method)
+        jax.effects_barrier()
+    return np.arctan(np.exp(-0.5 * np.array(found)))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "num_steps", "times"),
+    [
+        ("uniform", 4, [1, 0.75, 0.5, 0.25]),
+        ("quadratic", 4, [1, 0.5625, 0.25, 0.0625]),
+        ("0.9,0.5,0.1", 3, [0.9, 0.5, 0.1]),
+        ("0.9,0.5,0.1", 6, [0.9, 0.7, 0.5, 0.3, 0.1, 0.05]),
+        ("0.9", 1, [0.9]),
+    ],
+)
+def test_spacings_in_time(cosine, spacing, num_steps, times):
+    found = asked_at(cosine, f"ddim@{spacing}", num_steps)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(found, cosine.angle(np.array(times)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 18])
+def test_spacing_of_karras(cosine, num_steps):
+    """Equation 5 of the paper, written as there."""
+    i, last = np.arange(num_steps), max(num_steps - 1, 1)
+    roots = 80 ** (1 / 7) + i / last * (0.002 ** (1 / 7) - 80 ** (1 / 7))
+    found = np.tan(asked_at(cosine, "ddim@karras", num_steps))
+    np.testing.assert_allclose(found, roots**7, rtol=1e-9)
+
+
+def test_one_step_of_deis_is_of_ddim_and_its_first_order_is_closed(cosine):
+    """Of a denoiser whose eps is linear in the angle, order 1 and up are exact."""
+    slope = np.array([[0.3, -1.0, 0.5]])
+
+    def denoise(z, logsnr):
+        phi = jnp.arctan(jnp.exp(-0.5 * logsnr))[:, None]
+        return diffusion.predict(phi * slope + 0.1, z, logsnr, "eps")
+
+    with jax.enable_x64(True):
+        z = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3)))
+        found = {
+            m: sample(denoise, z, 8, cosine, m, clip=False)
+            for m in ("ddim", "deis:0", "deis:1", "deis:2", "deis:3")
+        }
+        np.testing.assert_allclose(found["deis:0"], found["ddim"], atol=1e-9)
+        # After the first step, of DDIM, the integral of (a phi + b) / cos(phi)^2.
+        phi = np.asarray(cosine.angle(np.arange(8, 0, -1) / 8))
+        eps = phi[:, None, None] * slope + 0.1
+        start = np.asarray(z) / np.cos(phi[0]) + eps[0] * np.tan(phi[1])
+        start = start - eps[0] * np.tan(phi[0])
+        whole = [
+            slope * (p * np.tan(p) + np.log(np.cos(p))) + 0.1 * np.tan(p) for p in phi
+        ]
+        data = start + whole[-1] - whole[1] - eps[-1] * np.tan(phi[-1])
+        for order in (1, 2, 3):
+            np.testing.assert_allclose(found[f"deis:{order}"], data, atol=1e-6)
+
+
+def test_pndm_is_the_papers_formula(cosine):
+    """Equations 11 and 12 with alpha-bar, step by step, in float64."""
+    num, weights = 9, {0: [1], 1: [1.5, -0.5], 2: [23 / 12, -16 / 12, 5 / 12]}
+    with jax.enable_x64(True):
+        z = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3)))
+        found = sample(GAUSSIAN, z, num, cosine, "pndm", clip=False)
+        z, before = np.asarray(z), []
+        for i in range(num):
+            now, then = (np.asarray(cosine((num - j) / num)) for j in (i, i + 1))
+            a, a_s = (1 / (1 + np.exp(-n)) for n in (now, then))
+            view = GAUSSIAN(jnp.asarray(z), jnp.full(4, now))
+            before = [np.asarray(view.eps), *before][:4]
+            w = weights.get(i, np.array([55, -59, 37, -9]) / 24)
+            eps = sum(wi * e for wi, e in zip(w, before))
+            down = np.sqrt(a) * (np.sqrt((1 - a_s) * a) + np.sqrt((1 - a) * a_s))
+            z = np.sqrt(a_s / a) * z - (a_s - a) / down * eps
+        np.testing.assert_allclose(found, view.x, atol=1e-6)
+
+
+def test_churn_of_0_is_heun_and_more_washes_out_errors(cosine):
+    z = jax.random.normal(jax.random.key(0), (20_000, 3))
+
+    def wrong(z, logsnr):  # one level's prediction is off
+        x = GAUSSIAN(z, logsnr).x
+        near = jnp.exp(-jnp.square(logsnr - 0.5))[:, None]
+        return diffusion.predict(x + 0.5 * near, z, logsnr, "x")
+
+    run = jax.jit(sample, static_argnums=(0, 3, 4, 5))
+    for key in (jax.random.key(1), jax.random.key(2)):
+        still = run(GAUSSIAN, z, 32, cosine, "churn:0", False, key)
+        heun = run(GAUSSIAN, z, 32, cosine, "heun", False)
+        np.testing.assert_array_equal(still, heun)
+    churned = run(GAUSSIAN, z, 256, cosine, "churn:40", False, key)
+    np.testing.assert_allclose(np.mean(churned, 0), MEAN, atol=0.01)
+    np.testing.assert_allclose(np.std(churned, 0), STD, rtol=0.02)
+    off = [
+        float(np.mean(np.asarray(run(wrong, z, 64, cosine, m, False, key)) - MEAN))
+        for m in ("churn:0", "churn:20", "churn:80")
+    ]
+    assert off[0] > 1.2 * off[1] > 1.2 * off[2] > 0
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.01, 0.001])
+def test_adaptive_keeps_its_tolerance_and_counts(cosine, tolerance):
+    denoise = analytic.mixture(RING, 0.05)
+    with jax.enable_x64(True):
+        z = jnp.asarray(np.random.default_rng(0).standard_normal((256, 2)))
+        run = jax.jit(
+            functools.partial(sample, denoise, schedule=cosine, clip=False),
+            static_argnames=("method", "counted"),
+        )
+        exact = run(z=z, num_steps=4096, method="heun")
+        method = f"adaptive:{tolerance}"
+        found, asked = run(z=z, num_steps=1, method=method, counted=True)
+        alone, count = run(z=z[:3], num_steps=1, method=method, counted=True)
+        # A path that is one arc, to one place, takes next to nothing.
+        place = analytic.gaussian(np.ones(2), 0.0)
+        few = sample(place, z, 1, cosine, method, counted=True)[1]
+        found, asked, exact, alone, count = map(
+            np.asarray, (found, asked, exact, alone, count)
+        )
+    assert np.sqrt(np.mean(np.square(found - exact))) <= 3 * tolerance
+    # Of each example its own, whatever its batch.
+    np.testing.assert_allclose(alone, found[:3], atol=1e-9)
+    np.testing.assert_array_equal(count, asked[:3])
+    assert np.max(asked) > np.min(asked) > 3
+    assert np.max(few) <= 11
 
 
 @pytest.mark.parametrize("variance", ["small", "large", "medium:0.5"])
@@ -89,7 +237,9 @@ def test_noise_belongs_to_the_example(method, cosine):
     assert not np.array_equal(whole, run(z=z, key=jax.random.key(2)))
 
 
-@pytest.mark.parametrize("method", OF_DENOISERS)
+@pytest.mark.parametrize(
+    "method", [n for n in OF_DENOISERS if not samplers.get(n).arrives]
+)
 def test_one_step_returns_the_prediction_and_stays_in_range(cosine, method):
     z = 3 * jax.random.normal(jax.random.key(0), (16, 3))
     wide = analytic.gaussian(np.full(3, 2.0), 0.1)
@@ -121,9 +271,18 @@ def test_traced_step_counts_share_one_trace_and_equal_static_ones(cosine, method
 @pytest.mark.parametrize(
     ("kw", "says"),
     [
-        ({"method": "dim"}, "known are ancestral, consistency, ddim"),
+        ({"method": "dim"}, "known are adaptive, ancestral"),
         ({"method": "heun:small"}, ".heun. takes no variance"),
         ({"method": "ancestral"}, "needs a key"),
+        ({"method": "churn:-1"}, "a number from 0"),
+        ({"method": "deis:4"}, "order is 0 to 3"),
+        ({"method": "adaptive:0"}, "a number above 0"),
+        ({"method": "ddim@even"}, "give uniform, quadratic, karras, or falling times"),
+        ({"method": "ddim@0.3,0.6"}, "falling times"),
+        ({"method": "ddim@1,0"}, "above 0"),
+        ({"method": "ddim@2,1"}, "at most 1"),
+        ({"method": "ddim@nan"}, "falling times"),
+        ({"method": "ddim@"}, "falling times"),
         ({"method": "ancestral:huge", "key": jax.random.key(0)}, "unknown variance"),
         ({"num_steps": 0}, "at least one"),
         ({"num_steps": np.int64(0)}, "at least one"),
@@ -145,9 +304,14 @@ def test_a_sampler_says_how_often_it_asks_the_denoiser(cosine, method):
         jax.debug.callback(calls.append, logsnr)
         return GAUSSIAN(z, logsnr)
 
-    sample(denoise, z, 3, cosine, method, key=jax.random.key(1))
+    key = jax.random.key(1)
+    _, asked = sample(denoise, z, 3, cosine, method, key=key, counted=True)
     jax.effects_barrier()
-    assert len(calls) == 3 * samplers.get(method).evaluations
+    assert len(calls) == np.max(asked)
+    if method == "adaptive":
+        assert len(calls) > 3 * samplers.get(method).evaluations
+    else:
+        assert asked.tolist() == [3 * samplers.get(method).evaluations] * 2
 
 
 def test_names_are_parsed():
@@ -155,6 +319,11 @@ def test_names_are_parsed():
     assert samplers.parse("ancestral") == ("ancestral", "large")
     assert samplers.parse("ancestral:medium:0.3") == ("ancestral", "medium:0.3")
     assert samplers.get("ancestral:small") != samplers.get("ancestral")
+    assert samplers.parse("ddim@uniform") == ("ddim", "")
+    assert samplers.parse("ddim@karras") == ("ddim", "@karras")
+    assert samplers.parse("ancestral:small@1,0.3") == ("ancestral", "small@1,0.3")
+    assert samplers.label("ddim@uniform") == "DDIM"
+    assert samplers.label("heun@karras") == "Heun, karras steps"
 
 
 def exact_jump(z, logsnr):

@@ -105,8 +105,9 @@ def default(data_name: str, model_name: str, **trainings: str) -> ConfigDict:
             ),
             **{name: _section(name, method) for name, method in trainings.items()},
             eval=dict(
-                sampler="ddim",  # of every row; "ancestral" may name its variance, as
-                # "ancestral:small"
+                sampler="ddim",  # of every row; with a variant, as "ancestral:small",
+                # and a spacing of its steps, as "heun@karras": uniform, quadratic,
+                # karras, or falling times, as "ddim@1,0.6,0.3"
                 clip=True,  # clip predictions of x to [-1, 1]
                 teacher_steps=(256, 32, 16, 8, 4, 2, 1),  # of the teacher's rows
                 max_steps=0,  # students of more steps are not measured; 0: all are

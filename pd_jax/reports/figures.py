@@ -68,7 +68,7 @@ def curves(
     """A metric's curves of a run's rows, one a series; labels name their samplers."""
     made = []
     for i, (name, entries) in enumerate(by_series(rows).items()):
-        method = samplers.get(entries[0]["sampler"]).label
+        method = samplers.label(entries[0]["sampler"])
         points = [
             (entry["num_steps"], entry["metrics"][metric])
             for entry in entries

@@ -1,8 +1,12 @@
 """Samplers: from noise to data in a given number of steps; one sampler a file.
 
-Every sampler runs on the grid t = 1, (N-1)/N, ..., 1/N, 0. A step asks the denoiser for
-x at (z_t, t), clips it, and moves on to z_s; the last step returns x itself. Written
-for a traced number of steps, so that one compiled sampler serves all of them.
+Every sampler runs on the grid t = 1, (N-1)/N, ..., 1/N, 0, or on that of a spacing. A
+step asks the denoiser for x at (z_t, t), clips it, and moves on to z_s; the last step
+returns x itself. Written for a traced number of steps, so that one compiled sampler
+serves all of them.
+
+A sampler's name is that of its file; after a colon its variant, after an at sign the
+spacing of its steps: "heun", "ancestral:small", "ddim@karras", "consistency@1,0.4".
 
 A sampler's file defines `Sampler`, as the protocol of that name says.
 """
@@ -15,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pd_jax.arcs import Denoiser
-from pd_jax.diffusion import alpha_sigma
+from pd_jax.diffusion import alpha_sigma, expand
 from pd_jax.runtime import numerics, registry
 from pd_jax.runtime.errors import Refused
+from pd_jax.samplers import _spacing
 from pd_jax.samplers._sampler import Level, Sampler, View
 from pd_jax.schedules import Schedule
 
@@ -27,6 +32,7 @@ __all__ = [
     "View",
     "get",
     "known",
+    "label",
     "labels",
     "noise",
     "parse",
@@ -35,34 +41,52 @@ __all__ = [
 ]
 
 
+UNIFORM = "uniform"
+
+
 def known() -> list[str]:
     """The samplers' names."""
     return registry.members(sys.modules[__name__])
 
 
 def get(method: str) -> Sampler:
-    """The sampler called `method`, such as "ddim" or "ancestral:small".
+    """The sampler called `method`, such as "ddim" or "ancestral:small@karras".
 
     Raises:
-      Refused: for an unknown name or variance, listing the known ones.
+      Refused: for an unknown name, variant or spacing, listing the known ones.
     """
-    name, _, variance = method.partition(":")
-    kind = registry.member(sys.modules[__name__], name, "sampler").Sampler
-    if not variance:
-        return kind()
-    if not dataclasses.fields(kind):
-        raise Refused(f'sampler "{method}": "{name}" takes no variance')
-    return kind(variance)
+    return _named(method)[1]
+
+
+def label(method: str) -> str:
+    """A sampler's name in tables and plots, such as "Heun, karras steps"."""
+    _, sampler, spacing = _named(method)
+    return sampler.label if spacing == UNIFORM else f"{sampler.label}, {spacing} steps"
 
 
 def parse(method: str) -> tuple[str, str]:
-    """Splits a sampler's name into method and variance ("" without one).
+    """Splits a sampler's name into name and variant ("" without one).
+
+    A spacing other than the uniform one is a part of the variant, with its "@".
 
     Raises:
-      Refused: for an unknown name or variance, listing the known ones.
+      Refused: for an unknown name, variant or spacing, listing the known ones.
     """
-    variant = dataclasses.astuple(get(method))
-    return method.partition(":")[0], variant[0] if variant else ""
+    name, sampler, spacing = _named(method)
+    variant = "".join(dataclasses.astuple(sampler))
+    return name, variant if spacing == UNIFORM else f"{variant}@{spacing}"
+
+
+def _named(method: str) -> tuple[str, Sampler, str]:
+    """Name, sampler and spacing."""
+    whole, at, spacing = method.partition("@")
+    spacing = spacing if at else UNIFORM
+    _spacing.check(spacing)
+    name, _, variant = whole.partition(":")
+    kind = registry.member(sys.modules[__name__], name, "sampler").Sampler
+    if variant and not dataclasses.fields(kind):
+        raise Refused(f'sampler "{method}": "{name}" takes no variance')
+    return name, kind(variant) if variant else kind(), spacing
 
 
 def _example_keys(key: jax.Array, num: int) -> jax.Array:
@@ -113,7 +137,8 @@ def sample(
     method: str = "ddim",
     clip: bool = True,
     key: jax.Array | None = None,
-) -> jax.Array:
+    counted: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Samples data from noise.
 
     Args:
@@ -121,19 +146,21 @@ def sample(
       z: standard normal noise [B, ...].
       num_steps: number of steps N >= 1; may be traced.
       schedule: the schedule that the denoiser was trained on.
-      method: a name of `known`; "ancestral" may name its variance, of
-        `diffusion.posterior`, as "ancestral:VARIANCE".
+      method: a name of `known`; with a variant, as "ancestral:VARIANCE", of
+        `diffusion.posterior`; with a spacing, as "ddim@SPACING": uniform, quadratic,
+        karras, or times.
       clip: clip each prediction of x to [-1, 1].
       key: for samplers that draw noise: one key, or one per example [B].
+      counted: return also how often the denoiser was asked, of each example.
 
     Returns:
-      x [B, ...], in [-1, 1] where clipped.
+      x [B, ...], in [-1, 1] where clipped; with `counted` that and int32 [B].
 
     Raises:
       Refused: for an unknown method.
       ValueError: for fewer than one step, or a missing key.
     """
-    sampler = get(method)
+    _, sampler, spacing = _named(method)
     z = jnp.asarray(z)
     if not jnp.issubdtype(z.dtype, jnp.floating):
         z = z.astype(jnp.float32)
@@ -154,7 +181,7 @@ def sample(
 
     def level(n):
         """The noise level with n of N steps left."""
-        t = jnp.asarray(n, z.dtype) / jnp.asarray(num_steps, z.dtype)
+        t = _spacing.time(spacing, n, num_steps, schedule, z.dtype)
         return Level(t, schedule.angle(t), schedule(t))
 
     def view(z, level, until=None):
@@ -163,25 +190,28 @@ def sample(
         x, _, v = denoise(z, *(jnp.broadcast_to(n, z.shape[:1]) for n in levels))
         if clip and until is None:
             x = jnp.clip(x, -1.0, 1.0)
-            alpha, sigma = alpha_sigma(level.logsnr)
+            alpha, sigma = (expand(a, z) for a in alpha_sigma(level.logsnr))
             v = (alpha * z - x) / sigma
         return x, v
 
     def body(i, carry):
         z, memory = carry
         n = num_steps - i
-        until = None
-        if sampler.jumps:
-            until = sampler.until(level(n), level(n - 1))
-        x, v = view(z, level(n), until)
         of_step = None
         if sampler.draws:
             of_step = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
-        z_s, memory = sampler.step(
-            level(n), level(n - 1), z, x, v, view, of_step, memory
-        )
-        return jnp.where(n == 1, x, z_s), memory
+        start, z = sampler.enter(level(n), highest, z, num_steps, of_step)
+        until = sampler.until(start, level(n - 1)) if sampler.jumps else None
+        x, v = view(z, start, until)
+        z_s, memory = sampler.step(start, level(n - 1), z, x, v, view, of_step, memory)
+        return z_s if sampler.arrives else jnp.where(n == 1, x, z_s), memory
 
+    highest = Level(
+        *(jnp.asarray(f(1.0), z.dtype) for f in (float, schedule.angle, schedule))
+    )
     memory = sampler.start(level(num_steps), z)
-    x, _ = jax.lax.fori_loop(0, num_steps, body, (z, memory))
-    return jnp.clip(x, -1.0, 1.0) if clip and sampler.jumps else x
+    x, memory = jax.lax.fori_loop(0, num_steps, body, (z, memory))
+    x = jnp.clip(x, -1.0, 1.0) if clip and sampler.jumps else x
+    if not counted:
+        return x
+    return x, jnp.broadcast_to(sampler.asked(memory, num_steps), z.shape[:1])
