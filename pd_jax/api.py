@@ -116,10 +116,11 @@ def distil(
         - a `pd_jax.data.Dataset`, such as `InMemory(images)`;
         - another iterable, such as a loader, which is started over at its end. A run
           that goes on reads it again up to its place;
-        - an iterator, of which a run that goes on takes what comes next.
+        - an iterator: one that begins as it did when the run began is read on to the
+          run's place, of others a run that goes on takes what comes next.
 
-        With all but the last, a run that goes on ends with the bits of one never
-        stopped, if they give the same batches again.
+        A run that goes on ends with the bits of one never stopped if the same batches
+        are given again; a list or data set of other content is refused.
 
         In a run of several processes all of them are given the same.
       workdir: the run's folder; made where missing.
@@ -305,8 +306,9 @@ def _stream(source: Any, config: ConfigDict, sized: bool, num_classes: int) -> S
     if stream.forgets and processes.is_first():
         console.warn(
             "batches are an iterator, which cannot be asked for the place where a run "
-            "stopped: one that goes on takes what comes next. A list, another iterable "
-            "or a function of the first batch's number goes on exactly"
+            "stopped: one that goes on takes what comes next, unless the iterator "
+            "begins as it did. A list, another iterable or a function of the first "
+            "batch's number goes on exactly"
         )
     if not sized:
         config.ladder.batch = stream.size

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pd_jax.arcs import Denoiser
+from pd_jax.data import _identity
 from pd_jax.runtime import registry
 from pd_jax.runtime.errors import Refused
 from pd_jax.space import Space, kind_of
@@ -99,6 +100,18 @@ class Dataset(abc.ABC):
     @abc.abstractmethod
     def draw_labels(self, rng: np.random.Generator, num: int) -> np.ndarray | None:
         """Labels [num] int32, as often as they occur; None without labels."""
+
+    def identity(self) -> dict:
+        """What tells this data from other data, of JSON; see `_identity`."""
+        return _identity.of(self)
+
+    def go_on(self, before: dict) -> None:
+        """Goes on with what a run had learnt from before, by its identity.
+
+        Raises:
+          Refused: for other data.
+        """
+        _identity.check(before, self.identity())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

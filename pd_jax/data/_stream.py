@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from pd_jax.data import Dataset, InMemory, to_float, to_labels
+from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.space import Space, kind_of
 from pd_jax.storage import draws
@@ -121,6 +122,23 @@ class Stream(Dataset):
         """Labels [num] int32, as often as they occur; None without labels."""
         return self._kept.draw_labels(rng, num)
 
+    def go_on(self, before: dict) -> None:
+        """As of any data set, of what is indexed; others may differ at every start.
+
+        An iterator that begins as it did before was made anew: it has a place.
+        """
+        if self._place.length is not None:
+            super().go_on(before)
+        elif self.forgets:
+            with contextlib.suppress(Refused):
+                super().go_on(before)
+                self._place.forgets = False
+
+    def identity(self) -> dict:
+        """What tells this data from other data; of a list all batches count."""
+        batches = {"batches": self._place.length, "size": self.size}
+        return super().identity() | batches
+
     def batches(
         self,
         first: int,
@@ -210,10 +228,11 @@ class _Place:
     function                  asked for those from n on, and again where they end
     indexed (a list)          [n], counted anew after its end
     other iterable            read again from its start up to n, again after its end
-    iterator                  whatever comes next
+    iterator                  read up to n if it begins as before, else what comes
 
     Attributes:
-      forgets: for an iterator, which knows of no place.
+      forgets: for an iterator, which knows of no place, unless it is known to begin
+        where it did before.
       length: of what is indexed, else None.
     """
 
@@ -264,7 +283,9 @@ class _Place:
             start = number - number % length if length else 0
             self._next = number if jumps else start
             self._ahead, self._rest = [], self._open(self._next)
-        for _ in range(self._next, number):  # of what can only be read
+        if self._next < number:  # of what can only be read
+            console.say(f"reading {number - self._next} batches that were used before")
+        for _ in range(self._next, number):
             if self._ahead:
                 self._ahead.pop(0)
             else:
@@ -276,7 +297,8 @@ class _Place:
             return iter(self._source(number))
         if self._indexed:
             return map(self.at, itertools.count(number) if self.length else ())
-        return iter(self._source) if self.forgets else _endless(self._source)
+        source = self._source
+        return source if isinstance(source, Iterator) else _endless(source)
 
 
 def _endless(source: Iterable) -> Iterator:

@@ -21,7 +21,7 @@ from pd_jax.data import Pairs
 from pd_jax.evaluation import preflight, regressions
 from pd_jax.evaluation.evaluation import GRID, Evaluation
 from pd_jax.evaluation.rows import Row, rows
-from pd_jax.runs import loading, pairs
+from pd_jax.runs import inputs, loading, pairs
 from pd_jax.runs import workdir as workdirs
 from pd_jax.runs.stages import Stages
 from pd_jax.runtime import processes
@@ -101,6 +101,9 @@ def run(
             )
             if finished is None:
                 setup = setup or build(config)
+            begun = processes.on_first_process(lambda: workdirs.begun(workdir))
+            if begun and setup:
+                inputs.check(workdir, setup)
             metrics = [] if finished else [JsonLines(workdir / "metrics.jsonl")]
             callbacks = Callbacks([*metrics, *callbacks])
         except ImportError as error:
@@ -113,6 +116,8 @@ def run(
             processes.on_first_process(lambda: workdirs.make(workdir, held))
         text = json.dumps(config.to_dict(), indent=1) + "\n"
         processes.on_first_process(lambda: write_whole(workdir / "config.json", text))
+        if not begun:
+            inputs.write(workdir, setup)
         with contextlib.closing(callbacks):
             return _Run(setup, workdir, name, began, callbacks).all()
 

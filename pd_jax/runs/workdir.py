@@ -9,6 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pd_jax import config as configs
+from pd_jax.runs import inputs
 from pd_jax.runs import record as records
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage.writers import is_remote
@@ -27,7 +28,8 @@ def take(
 ) -> tuple[dict | None, bool]:
     """Checks that a workdir is this config's, and takes it unless it is complete.
 
-    A folder with nothing trained or measured is any config's.
+    A folder with nothing trained or measured is any config's. Where the folder says
+    what its run was made from, that may lie elsewhere: see `pd_jax.runs.inputs`.
 
     Returns:
       Its report where it is complete, else None; and whether there is no run yet.
@@ -37,8 +39,10 @@ def take(
         before = records.config_of(workdir)
         with contextlib.suppress(Refused):  # with keys that were not there then
             before = configs.stored(before).to_dict()
-        changed = configs.differences(before, config.to_dict())
-        if changed and not _begun(workdir):
+        now = config.to_dict()
+        there = before if inputs.read(workdir) is None else inputs.moved(before, now)
+        changed = configs.differences(there, now)
+        if changed and not begun(workdir):
             return None, True
         if changed:
             raise Refused(
@@ -53,7 +57,8 @@ def take(
         )
     else:
         return None, True
-    finished = records.report_of(workdir)
+    # Of a finished run whose inputs lie elsewhere now, these are looked at once more.
+    finished = records.report_of(workdir) if there == before else {}
     if not finished:
         held.enter_context(_alone(workdir))
     return finished or None, False
@@ -116,10 +121,11 @@ def in_use(workdir: epath.Path) -> bool | None:
     return False
 
 
-def _begun(workdir: epath.Path) -> bool:
+def begun(workdir: epath.Path) -> bool:
     """Whether there is anything that belongs to the config it was made with."""
     saved = [path for path in workdir.glob("checkpoints/*/*") if path.name.isdigit()]
-    return bool(saved or [*workdir.glob("damaged/*"), *workdir.glob("evaluation/*")])
+    made = (workdir.glob(f"{name}/*") for name in ("damaged", "evaluation", "pairs"))
+    return bool(saved or [path for paths in made for path in paths])
 
 
 def _visible(folder: epath.Path) -> list[epath.Path]:
