@@ -8,7 +8,7 @@ import json
 import pathlib
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from pd_jax import metrics, samplers
 from pd_jax.arcs import Denoiser
 from pd_jax.config.setup import Setup
-from pd_jax.evaluation.rows import Row, check_entry, rows
+from pd_jax.evaluation.rows import Row, check_entry, check_values, rows
 from pd_jax.metrics import Reference, Summary, inception, load_statistics
 from pd_jax.runtime import compilation, console, numerics, processes
 from pd_jax.space import PICTURES, num_not_finite
@@ -30,6 +30,8 @@ from pd_jax.students import Student
 # The exact flow to 1e-5 on the ring.
 EXACT_SAMPLER, EXACT_STEPS = "heun", 4096
 GRID = 64  # samples of a grid
+EXAMPLES = 256  # of the data, kept to be seen beside samples
+FLOOR = "floor.json"  # the figures of one half of the data against the other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Evaluation:
         self._same = NamedSharding(mesh, PartitionSpec())
         batch = min(setup.config.run.eval_batch, self._config.num_samples)
         self._batch = -(-batch // mesh.size) * mesh.size
+        self._kept = max(self._config.paired_samples, GRID)  # samples of each row
         self._labels = self._draw_labels()
         offered = {
             "pictures": setup.space.kind == PICTURES,
@@ -76,6 +79,8 @@ class Evaluation:
         ]
         self._key = numerics.key(self._config.seed)
         self.reference_steps = setup.teacher_steps or self._config.reference_steps
+        self._compiled = set()  # the samplers that this process has called
+        self._batch_seconds = []  # of each batch, but the first of a sampler
         self._have = set(processes.on_first_process(self._find))
 
     def _draw_labels(self) -> np.ndarray | None:
@@ -91,7 +96,9 @@ class Evaluation:
         paths = self._directory.iterdir() if self._directory.exists() else ()
         for path in sorted(paths):
             try:
-                if path.suffix == ".json":
+                if path.name == FLOOR:
+                    check_values(files.read_json(path))
+                elif path.suffix == ".json":
                     check_entry(files.read_json(path))
                 elif path.suffix == ".npy":
                     _load(path)
@@ -144,11 +151,17 @@ class Evaluation:
             label = None
             if self._labels is not None:  # the last batch is padded
                 label = self._labels[np.minimum(place, num - 1)]
+            began = time.monotonic()
             with compilation.without_gc():  # of the first call
                 x = student.draw(
                     self._key, place, label, num_steps, self._split, method
                 )
-            yield np.asarray(x)[: num - first]
+            x = np.asarray(x)
+            program = params is None, method or self._config.sampler
+            if program in self._compiled:
+                self._batch_seconds.append(time.monotonic() - began)
+            self._compiled.add(program)
+            yield x[: num - first]
 
     def trace(self) -> jax.stages.Traced:
         """The sampler of a batch, traced on shapes, to be lowered for any platform."""
@@ -226,21 +239,60 @@ class Evaluation:
     def _reference(self, advance: Callable) -> Reference:
         """Figures of the data, read or made; pool's from `eval.statistics` if given."""
         name = "reference_data.npz"
-        if name in self._have:
+        if {name, FLOOR} <= self._have:
             reference = Reference.from_bytes(self._path(name).read_bytes())
         else:
-            data = self._setup.dataset.reference
-            num = min(self._config.num_reference or len(data), len(data))
-            rows = np.sort(draws.rows(num, len(data), self._config.seed))
-            summary = Summary(self._setup.space, self._features)
-            for first in range(0, num, self._batch):
-                summary.add(data.take(rows[first : first + self._batch])["image"])
-                advance(0, f"data: {summary.num} of {num} examples")
-            reference = Reference.of(summary)
+            reference = self._read_data(advance)
             self._keep(name, reference.to_bytes())
         if self._config.statistics and self._features is not None:
             reference.pool = load_statistics(self._config.statistics)
         return reference
+
+    def _read_data(self, advance: Callable) -> Reference:
+        """Figures of the data; keeps those of its halves, and examples to be seen."""
+        data, seed = self._setup.dataset.reference, self._config.seed
+        num = min(self._config.num_reference or len(data), len(data))
+        rows = np.sort(draws.rows(num, len(data), seed))
+        first = np.zeros(num, bool)
+        first[draws.rows(num // 2, num, seed)] = True
+        whole, *halves = (Summary(self._setup.space, self._features) for _ in range(3))
+        for start in range(0, num, self._batch):
+            part = slice(start, start + self._batch)
+            values = whole.values(data.take(rows[part])["image"])
+            whole.add_values(values)
+            for half, chosen in zip(halves, (first[part], ~first[part])):
+                if chosen.any():
+                    half.add_values({name: x[chosen] for name, x in values.items()})
+            advance(0, f"data: {whole.num} of {num} examples")
+        shown = data.take(draws.rows(EXAMPLES, len(data), seed))
+        self._keep("examples.npy", shown["image"])
+        if "label" in shown:
+            self._keep("examples_labels.npy", shown["label"])
+        self._keep(FLOOR, json.dumps(self._floor(*halves, shown["image"]), indent=1))
+        return Reference.of(whole)
+
+    def _floor(self, one: Summary, other: Summary, shown: np.ndarray) -> dict:
+        """What is measured of one half of the data against the other."""
+        least = min(one.num, other.num)
+        chosen = [
+            metric
+            for metric in self._metrics
+            if metric.least <= least
+            and not any(need.startswith("reference") for need in metric.needs)
+        ]
+        entry = {"metrics": {}, "num_examples": [one.num, other.num]}
+        if chosen:
+            both = metrics.Comparison(one, Reference.of(other), shown, {})
+            entry["metrics"], _ = self._values(both, chosen)
+        return entry
+
+    @property
+    def floor(self) -> dict:
+        """What is measured of one half of the data against the other; {} without it."""
+        try:
+            return check_values(files.read_json(self._path(FLOOR)))
+        except (OSError, ValueError):
+            return {}
 
     def _paired(self, name: str, batches, each: int, advance: Callable) -> np.ndarray:
         """Samples that others are compared with one by one; read or made."""
@@ -264,6 +316,8 @@ class Evaluation:
         num, steps = self._config.paired_samples, self.reference_steps
         teacher = jax.device_put(teacher, self._same)
         self._data = self._reference(advance)
+        if self._labels is not None:
+            self._keep("labels.npy", self._labels[: self._kept])
         batches = self.samples(teacher, steps, num)
         self._references = {
             "reference_teacher": self._paired(
@@ -285,6 +339,8 @@ class Evaluation:
     ) -> None:
         """Samples a row, computes its metrics and keeps both; `prepare` comes first.
 
+        What a batch took, without compilation, is kept beside them.
+
         A row whose samples are not finite has no metrics, and says so in "errors".
 
         Args:
@@ -296,11 +352,11 @@ class Evaluation:
         began = time.monotonic()
         text = f"sampling: {row.model}, {row.num_steps} steps"
         params = jax.device_put(params, self._same)
-        keep = max(self._config.paired_samples, GRID)
         summary, first, wrong = Summary(self._setup.space, self._features), [], 0
         num, each = self._config.num_samples, self._passes(row.num_steps, row.sampler)
+        self._batch_seconds.clear()
         for x in self.samples(params, row.num_steps, num, row.sampler):
-            first.append(x[: max(0, keep - sum(map(len, first)))])
+            first.append(x[: max(0, self._kept - sum(map(len, first)))])
             wrong += num_not_finite(x)
             if not wrong:
                 summary.add(x)
@@ -309,24 +365,30 @@ class Evaluation:
         values, errors = {}, [f"{wrong} of {num} samples are not finite"] * (wrong > 0)
         if not wrong:
             both = metrics.Comparison(summary, self._data, x, self._references)
-            values, errors = self._values(both)
+            values, errors = self._values(both, self._metrics)
+        if not self._batch_seconds:  # the only one has been compiled for
+            next(self.samples(params, row.num_steps, 1, row.sampler))
+        batch_seconds = float(np.median(self._batch_seconds))
         entry = {
             **row._asdict(),
             "metrics": values,
             **({"errors": errors} if errors else {}),
+            "sampling": {"batch": self._batch, "batch_seconds": batch_seconds},
             "seconds": seconds + time.monotonic() - began,
         }
         self._keep(f"{row.name}.npy", x)
         self._keep(f"{row.name}.json", json.dumps(entry, indent=1))
 
-    def _values(self, both: metrics.Comparison) -> tuple[dict[str, float], list[str]]:
+    def _values(
+        self, both: metrics.Comparison, chosen: list[metrics.Metric]
+    ) -> tuple[dict[str, float], list[str]]:
         """Each metric's value by name, and why there is none of the others."""
-        wrong = {name: num_not_finite(x) for name, x in self._references.items()}
+        wrong = {name: num_not_finite(x) for name, x in both.references.items()}
         values, errors = {}, []
-        for metric in self._metrics:
+        for metric in chosen:
             without = [name for name in metric.needs if wrong.get(name)]
             if without:
-                num = len(self._references[without[0]])
+                num = len(both.references[without[0]])
                 text = f"{wrong[without[0]]} of {num} samples of {without[0]}"
                 errors.append(f"{metric.name}: {text} are not finite")
                 continue
@@ -376,6 +438,13 @@ class Evaluation:
                 words[metric.name] = (
                     "not measured: no Inception weights given (eval.inception)"
                 )
+        halves = self.floor.get("num_examples")
+        if halves:
+            words["floor"] = (
+                f"the same metrics of {halves[0]} examples of the data against "
+                f"{halves[1]} others, as far apart as samples of a perfect model. "
+                "Smaller sets are farther apart: a row of more samples can be below"
+            )
         return words
 
     def entry(self, row: Row) -> dict:
@@ -384,6 +453,11 @@ class Evaluation:
             return check_entry(files.read_json(self._path(f"{row.name}.json")))
         except (OSError, ValueError):
             return {}
+
+    def class_names(self, classes: Iterable[int]) -> list[str]:
+        """The names of classes of the data, or their numbers if they have none."""
+        names = getattr(self._setup.dataset, "label_names", ())
+        return [str(names[c]) if c < len(names) else str(c) for c in classes]
 
     def saved_samples(self, name: str) -> np.ndarray:
         """Samples kept under a row's or a reference's name: the first of the set."""

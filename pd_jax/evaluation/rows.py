@@ -95,21 +95,33 @@ def by_series(entries: Iterable[dict]) -> dict[str, list[dict]]:
     }
 
 
+def check_values(entry: dict) -> dict:
+    """Returns values as they were read; ValueError unless they are metrics' numbers.
+
+    Args:
+      entry: {"metrics": value by name}, and "errors", why there is none of the others.
+    """
+    values, errors = entry.get("metrics"), entry.get("errors", [])
+    if not isinstance(values, dict):
+        raise ValueError(f"metrics is {values!r}")
+    if not all(isinstance(v, int | float) for v in values.values()):
+        raise ValueError("a metric is not a number")
+    if not isinstance(errors, list) or not all(isinstance(e, str) for e in errors):
+        raise ValueError("errors are not texts")
+    return entry
+
+
 def check_entry(entry: dict) -> dict:
     """Returns a row's entry as it was read; ValueError if it lacks something.
 
     Older entries name no stage: it follows from model and steps.
     """
-    kinds = {"model": str, "num_steps": int, "sampler": str, "metrics": dict}
+    kinds = {"model": str, "num_steps": int, "sampler": str}
     for key, kind in kinds.items():
         if not isinstance(entry.get(key), kind):
             raise ValueError(f"{key} is {entry.get(key)!r}")
     samplers.get(entry["sampler"])
-    if not all(isinstance(v, int | float) for v in entry["metrics"].values()):
-        raise ValueError("a metric is not a number")
-    errors = entry.get("errors", [])
-    if not isinstance(errors, list) or not all(isinstance(e, str) for e in errors):
-        raise ValueError("errors are not texts")
+    check_values(entry)
     teacher = entry["model"] == "teacher"
     stage = "teacher" if teacher else f"student_{entry['num_steps']}"
     entry = entry | {"stage": entry.get("stage", stage)}

@@ -41,14 +41,24 @@ class Summary:
 
     def add(self, x: np.ndarray) -> None:
         """Adds examples [B, ...]; images in [-1, 1]."""
-        if self._features is not None:
-            features = self._features(to_uint8(x))
-            self._pool.add(features["pool"])
-            self._pooled.add(features["pool"])
-            self._logits.append(features["logits"])
+        self.add_values(self.values(x))
+
+    def values(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """What is measured of examples [B, ...], [B, D] each: for `add_values`."""
         small = shrink(x, SIDE) if self._space.has_areas else x
-        self._pixels.add(signed_sums(small.reshape(len(x), -1), VALUES))
-        self.num += len(x)
+        values = {"raw": signed_sums(small.reshape(len(x), -1), VALUES)}
+        if self._features is not None:
+            values |= self._features(to_uint8(x))
+        return values
+
+    def add_values(self, values: dict[str, np.ndarray]) -> None:
+        """Adds examples by their `values`, which several summaries may share."""
+        if self._features is not None:
+            self._pool.add(values["pool"])
+            self._pooled.add(values["pool"])
+            self._logits.append(values["logits"])
+        self._pixels.add(values["raw"])
+        self.num += len(values["raw"])
 
     @property
     def pixels(self) -> Moments:

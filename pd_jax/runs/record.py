@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import re
+import shlex
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -16,7 +17,14 @@ import numpy as np
 from etils import epath
 
 from pd_jax import config as configs
-from pd_jax.evaluation.rows import Row, by_series, check_entry, planned_rows, row_of
+from pd_jax.evaluation.rows import (
+    Row,
+    by_series,
+    check_entry,
+    check_values,
+    planned_rows,
+    row_of,
+)
 from pd_jax.runs.stage_record import Line, StageRecord, count, modified, number, size
 from pd_jax.runtime.errors import Refused
 from pd_jax.space import Space
@@ -102,6 +110,17 @@ class Record:
         row = self.row(series, num_steps)
         return row and row["metrics"].get(metric)
 
+    def sampling(self, series: str, num_steps: int) -> dict[str, float]:
+        """What sampling took: "batch" and "batch_seconds"; {} if that is not known."""
+        row = self.row(series, num_steps)
+        if row is None:
+            return {}
+        times = self.report.get("sampling", {}).get(row_of(row).name)
+        times = times or row.get("sampling")
+        times = times if isinstance(times, dict) else {}
+        found = {k: number(times.get(k)) for k in ("batch", "batch_seconds")}
+        return found if all(found.values()) else {}
+
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes on disk, by part."""
@@ -139,6 +158,37 @@ class Record:
     def exact(self) -> np.ndarray | None:
         """Where the exact probability flow takes the same noise, if that is known."""
         return self._like(_samples(self.folder / "evaluation" / "reference_exact.npy"))
+
+    @functools.cached_property
+    def examples(self) -> np.ndarray | None:
+        """Some examples of the data [N, ...]."""
+        return self._like(_samples(self.folder / "evaluation" / "examples.npy"))
+
+    @functools.cached_property
+    def examples_labels(self) -> np.ndarray | None:
+        """The examples' labels [N]; None without."""
+        path = self.folder / "evaluation" / "examples_labels.npy"
+        return None if self.examples is None else _labels(path, len(self.examples))
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        """Labels [N] of the samples of every row and of the reference; None without."""
+        path = self.folder / "evaluation" / "labels.npy"
+        return None if self.reference is None else _labels(path, len(self.reference))
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes' names by label; [] if they have none, or no checkpoint tells."""
+        return next((stage.classes for stage in self.stages if stage.classes), [])
+
+    @functools.cached_property
+    def floor(self) -> dict:
+        """Figures of one half of the data against the other, as a row; {} without."""
+        found = self.report.get("floor")
+        path = self.folder / "evaluation" / "floor.json"
+        if found is None and path.exists():
+            found = _attempt(lambda: _values(files.read_json(path)), {}, self.warnings)
+        return found or {}
 
     def samples(self, row: dict) -> np.ndarray | None:
         """The first samples of a row [N, ...], from the same noise as the reference."""
@@ -259,12 +309,18 @@ def _report(folder: epath.Path, report: dict | None = None) -> dict:
     if report is None and not path.exists():
         return {}
     report = report or files.read_json(path)
-    report = {"warnings": [], "protocol": {}, "versions": {}, "updates": {}} | report
+    parts = ("protocol", "versions", "updates", "floor", "sampling", "made")
+    report = {"warnings": []} | {name: {} for name in parts} | report
     texts = [*report["warnings"], *report["protocol"].values()]
+    texts += report["made"].values()
     if not all(isinstance(t, str) for t in [*texts, *report["versions"].values()]):
         raise ValueError("warnings, protocol and versions are not all texts")
     if not report["rows"]:
         raise ValueError("a report without rows")
+    if report.get("floor"):
+        report["floor"] = _values(report["floor"])
+    shlex.split(report["made"].get("command", ""))
+    report["sampling"] = {k: dict(v) for k, v in report["sampling"].items()}
     for updates in report["updates"].values():
         count(updates["done"])
     seconds = {str(key): float(value) for key, value in report["seconds"].items()}
@@ -342,7 +398,23 @@ def _row(entry: dict) -> dict:
         raise ValueError(f"a row's model is {entry['model']!r}")
     if not 1 <= entry["num_steps"] <= configs.MAX_STEPS:
         raise ValueError(f"a row has {entry['num_steps']!r} steps")
-    return entry | {"metrics": {k: float(v) for k, v in entry["metrics"].items()}}
+    return _values(entry)
+
+
+def _values(entry: dict) -> dict:
+    """Values by metric, as floats."""
+    values = check_values(entry)["metrics"]
+    return entry | {"metrics": {k: float(v) for k, v in values.items()}}
+
+
+def _labels(path: epath.Path, num: int) -> np.ndarray | None:
+    """Labels [num] of that many samples, or None where there are none that can be."""
+    try:
+        labels = files.parse_npy(path.read_bytes(), str(path))
+    except (OSError, ValueError):
+        return None
+    fits = labels.dtype.kind in "iu" and labels.ndim == 1 and len(labels) >= num
+    return labels[:num].astype(np.int64) if fits else None
 
 
 def _samples(path: epath.Path) -> np.ndarray | None:

@@ -2,13 +2,18 @@
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import os
+import platform
 import time
 from collections.abc import Iterator, Sequence
 
+import flax
 import jax
 import jaxlib
+import numpy as np
+import optax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -20,11 +25,11 @@ from pd_jax.costs import memory
 from pd_jax.data import Pairs
 from pd_jax.evaluation import preflight, regressions
 from pd_jax.evaluation.evaluation import GRID, Evaluation
-from pd_jax.evaluation.rows import Row, rows
+from pd_jax.evaluation.rows import Row, row_of, rows
 from pd_jax.runs import inputs, loading, pairs
 from pd_jax.runs import workdir as workdirs
 from pd_jax.runs.stages import Stages
-from pd_jax.runtime import processes
+from pd_jax.runtime import host, processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupt
 from pd_jax.runtime.progress import Progress
@@ -36,6 +41,7 @@ from pd_jax.training.state import MODEL, TEACHER, TrainState
 from pd_jax.training.training import Training
 
 EVALUATION = "evaluation"  # a part of a run, beside its trainings
+TIMES = ("seconds", "sampling")  # of a row's entry: what no other run has again
 PAIRS = 2**18  # folded into a training's start key, beside its stages' indices
 
 
@@ -417,7 +423,17 @@ class _Run:
         seconds["total"] = sum(seconds.values()) + rest
         result = {
             "config": self.name,
-            "rows": [{k: v for k, v in e.items() if k != "seconds"} for e in entries],
+            "rows": [{k: v for k, v in e.items() if k not in TIMES} for e in entries],
+            "floor": self.evaluation.floor,
+            "sampling": {
+                row_of(e).name: e["sampling"] for e in entries if "sampling" in e
+            },
+            "made": {
+                "date": datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds"),
+                "command": host.command(),
+                "devices": processes.devices(),
+                "processor": host.processor(),
+            },
             "seconds": {k: round(v, 1) for k, v in seconds.items()},
             "traces": traces,
             "updates": updates,
@@ -428,6 +444,10 @@ class _Run:
                 "pd_jax": __version__,
                 "jax": jax.__version__,
                 "jaxlib": jaxlib.__version__,
+                "flax": flax.__version__,
+                "optax": optax.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
             },
         }
         self.callbacks.on_report(result, self.evaluation)

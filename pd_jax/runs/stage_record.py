@@ -78,6 +78,7 @@ class StageRecord:
       taught_by: the stage before, or a released teacher's file; None for neither.
       skipped: updates left out, as their loss or gradient was not finite.
       kind: what the data is, of `pd_jax.space`; "" where no checkpoint tells.
+      classes: names of the data's classes, by label; [] if they have none.
       lines: its intervals, in order.
     """
 
@@ -96,6 +97,7 @@ class StageRecord:
     taught_by: str | None = None
     skipped: int = 0
     kind: str = ""
+    classes: list[str] = dataclasses.field(default_factory=list)
     lines: list[Line] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
@@ -165,6 +167,8 @@ class StageRecord:
         self.taught_by = facts.get("teacher")
         kind = facts.get("data", {}).get("kind")
         self.kind = kind if kind in KINDS else ""
+        classes = facts.get("labels")
+        self.classes = list(map(str, classes)) if isinstance(classes, list) else []
 
 
 def modified(path: epath.Path) -> float | None:

@@ -1,8 +1,11 @@
-"""What the machine at hand has."""
+"""What the machine at hand has, and what was started on it."""
 
 import contextlib
 import os
 import pathlib
+import platform
+import shlex
+import sys
 from collections.abc import Iterator
 
 
@@ -22,6 +25,36 @@ def memory_bytes(root: str = "/") -> int | None:
         with contextlib.suppress(OSError, ValueError):
             limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(limits, default=None)
+
+
+def command() -> str:
+    """How this process was started, as for a shell."""
+    words = list(sys.orig_argv)
+    script = os.path.basename(words[1]) if words[1:] else ""
+    if script == "pd-jax":  # a script that pip made
+        words = words[1:]
+    return shlex.join([os.path.basename(words[0]), *words[1:]]) if words else ""
+
+
+def processor(root: str = "/") -> str:
+    """The processor's name and how many cores of it this process may use.
+
+    Args:
+      root: of the file system where Linux says what a machine has.
+    """
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # not Linux
+        lines = (pathlib.Path(root) / "proc/cpuinfo").read_text().splitlines()
+        found = {key.strip(): value.strip() for key, value in _split(lines)}
+        name = found.get("model name", name)
+    cores = _cores()
+    return f"{cores} core{'s' * (cores > 1)} of {name}"
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _split(lines: list[str]) -> Iterator[list[str]]:
