@@ -1,14 +1,12 @@
 """Subsets are drawn from all of a set, so that its order does not matter."""
 
-import types
-
 import numpy as np
 import pytest
 
 from pd_jax import config as configs
 from pd_jax import data, metrics
 from pd_jax.config import setup
-from pd_jax.evaluation.evaluation import Evaluation
+from pd_jax.evaluation.evaluation import values_of
 from pd_jax.metrics import Moments, Reference, Summary, frechet_distance
 from pd_jax.metrics import _summary as summaries
 from pd_jax.metrics.frechet import signed_sums
@@ -193,8 +191,8 @@ def test_a_metric_that_fails_costs_its_figure_alone(capsys):
         metrics.Metric("bad", "bad", fail, str),
         metrics.Metric("last", "last", lambda both: 2.5, str),
     ]
-    evaluation = types.SimpleNamespace(_references={}, _metrics=made)
-    values, errors = Evaluation._values(evaluation, None)
+    both = metrics.Comparison(None, None, np.zeros((2, 1)), {})
+    values, errors = values_of(both, made)
     assert values == {"good": 1.5, "last": 2.5}
     assert errors == ["bad: MemoryError: 32 GiB"]
     assert "Traceback" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 import importlib
 import pathlib
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -276,8 +277,10 @@ def test_metrics_are_named_as_their_files_and_have_an_order():
     assert names.index("frechet_pixels") < names.index("fid") < names.index("recall")
     assert metrics.main()[:2] == ["fid", "frechet_pixels"]
     assert metrics.label("kid") == "KID"
-    assert metrics.label("recall") == "recall (higher is better)"
     assert metrics.label("of_another_version") == "of_another_version"
+    assert metrics.direction("kid") == "lower is better"
+    assert metrics.direction("recall") == "higher is better"
+    assert not metrics.direction("of_another_version")
     assert metrics.is_log("fid")
     assert not metrics.is_log("kid")
 
@@ -307,10 +310,11 @@ def test_a_metric_is_added_as_one_file(tmp_path, monkeypatch):
     value = report["rows"][-1]["metrics"]["brightness"]
     assert value == pytest.approx(float(samples.mean()), rel=1e-6)
     assert report["protocol"]["brightness"].startswith("mean of")
-    assert "mean brightness (higher is better)" in (
-        (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert re.search(r"mean brightness <span[^>]*>higher is better", page)
+    assert "brightness (higher is better)" in (
+        (tmp_path / "run" / "report.md").read_text()
     )
-    assert "brightness" in (tmp_path / "run" / "report.md").read_text()
 
 
 def test_grey_levels_are_the_same_for_numpy_and_jax():

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pd_jax.reports import page
+from pd_jax.reports import grids, page
 from pd_jax.runs import record
+from pd_jax.space import to_uint8
 from tests.run_folders import STAGES, make, report
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -71,7 +72,13 @@ def test_a_whole_run(text):
     assert len(found.of("h1")) == 1
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     assert len(set(ids)) == len(ids)
-    for says in ("tiny", "1.25", "Frechet distance on pixels", "whole run", "70 a row"):
+    for says in (
+        "tiny",
+        "1.25",
+        "Frechet distance on raw values",
+        "whole run",
+        "70 a row",
+    ):
         assert found.texts[says], says
     assert "jax 0.10.2" in found.text
     assert found.texts["0.00333"] == 3  # 4 devices, 3 seconds
@@ -144,7 +151,9 @@ def test_a_run_that_goes_on(tmp_path):
     (tmp_path / "new" / "config.json").write_bytes(
         (folder / "config.json").read_bytes()
     )
-    assert "stage 1 of 3, teacher: 0 of 20 updates" in parsed(tmp_path / "new").text
+    new = parsed(tmp_path / "new")
+    assert "stage 1 of 3, teacher: not trained yet, 0 of 20 updates" in new.text
+    assert new.texts["not trained yet"] == 3
 
     folder = make(tmp_path / "measured", rows=[("teacher", 4)], done=False)
     found = parsed(folder)
@@ -159,6 +168,130 @@ def test_points_of_the_plane(tmp_path):
     assert all(picture["class"] == "plane" for picture in pictures)
     assert "a colour in the wrong place" in found.text
     assert found.texts["Worst pairs"] == 1
+
+
+def test_each_metric_says_which_way_is_better_and_what_the_data_has(tmp_path):
+    floor = {"metrics": {"frechet_pixels": 0.125}, "num_examples": [30, 31]}
+    folder = make(tmp_path / "run")
+    (folder / "report.json").write_text(json.dumps(report(floor=floor)))
+    found = parsed(folder)
+    assert found.texts["lower is better"] >= 2
+    assert found.texts["0.125"] == 1
+    assert "30 examples of it against 31 others" in found.text
+    # While it goes on, from the file of the evaluation.
+    (folder / "report.json").unlink()
+    assert parsed(folder).texts["0.125"] == 0
+    (folder / "evaluation" / "floor.json").write_text(json.dumps(floor))
+    assert parsed(folder).texts["0.125"] == 1
+
+
+def test_a_metric_of_one_number_of_steps_is_a_table_alone(tmp_path):
+    found = parsed(make(tmp_path / "run", rows=[("student", 1)]))
+    plots = [attributes.get("aria-label", "") for attributes in found.of("svg")]
+    assert not any("against sampling steps" in says for says in plots)
+    assert found.texts["2.00"] == 1
+    found = parsed(make(tmp_path / "two", rows=[("student", 1), ("teacher", 4)]))
+    plots = [attributes.get("aria-label", "") for attributes in found.of("svg")]
+    assert sum("against sampling steps" in says for says in plots) == 2
+
+
+def test_each_training_has_its_own_axes(tmp_path):
+    begun = {"teacher": 20, "student_2": 4}  # one interval of the ladder
+    found = parsed(make(tmp_path / "begun", updates=begun, rows=[], done=False))
+    (plot,) = found.of("svg")
+    assert plot["aria-label"] == "Loss and gradient norm of teacher"
+    found = parsed(make(tmp_path / "run"))
+    plots = [attributes["aria-label"] for attributes in found.of("svg")]
+    assert plots[-2:] == [
+        f"Loss and gradient norm of {t}" for t in ("teacher", "ladder")
+    ]
+
+
+def test_how_it_was_made_and_how_fast_samples_come(tmp_path):
+    times = {"student_2": {"batch": 50, "batch_seconds": 0.0123}}
+    made = {
+        "date": "2026-01-02 03:04:05+00:00",
+        "command": "python -m pd_jax.main --config=/home/me/mine.py '--a=(1, 2)'",
+        "devices": "1 x cpu",
+        "processor": "2 cores of some kind",
+    }
+    folder = make(tmp_path / "run")
+    (folder / "report.json").write_text(json.dumps(report(sampling=times, made=made)))
+    found = parsed(folder)
+    assert found.texts["4,065"] == 1
+    assert found.texts["12.3"] == 1
+    assert "2026-01-02 03:04:05+00:00, 1 x cpu, 2 cores of some kind" in found.text
+    command = "python -m pd_jax.main --config=.../mine.py '--a=(1, 2)'"
+    assert found.texts[command] == 1
+    assert "Sampling speed" not in parsed(make(tmp_path / "old")).text
+
+
+def labeled(folder, classes=None, data=True):
+    """Adds labels 2, 1, 0, 2, ... of a run's samples, and examples of the data."""
+    kept = folder / "evaluation"
+    best = np.load(kept / "reference_teacher.npy")
+    labels = (2 - np.arange(len(best) + 5) % 3).astype(np.int32)
+    np.save(kept / "labels.npy", labels)
+    for steps in (2, 1):  # rows keep more than the reference
+        x = np.load(kept / f"student_{steps}.npy")
+        np.save(kept / f"student_{steps}.npy", np.concatenate([x, x[:5]]))
+    if data:
+        np.save(kept / "examples.npy", best[::-1])
+        np.save(kept / "examples_labels.npy", labels[: len(best)][::-1])
+    for path in (folder / "checkpoints").rglob("metadata"):
+        metadata = json.loads(path.read_text()) | {"labels": classes}
+        path.write_text(json.dumps(metadata))
+    return best, labels
+
+
+@pytest.mark.parametrize("names", [None, ["zero", "one", "<two>"]])
+def test_each_row_of_a_grid_is_a_class(tmp_path, names):
+    folder = make(tmp_path / "run")
+    best, labels = labeled(folder, names)
+    found = parsed(folder)
+    data, reference = (np.asarray(png(e)) for e in found.of("img")[:2])
+    shown = to_uint8(best[..., 0])
+    for c in range(3):
+        own = shown[labels[: len(best)] == c]
+        assert len(own) == 4
+        for i, x in enumerate(own):
+            place = slice(9 * c, 9 * c + 8), slice(9 * i, 9 * i + 8)
+            np.testing.assert_array_equal(reference[*place, 0], x)
+        for i, x in enumerate(own[::-1]):
+            place = slice(9 * c, 9 * c + 8), slice(9 * i, 9 * i + 8)
+            np.testing.assert_array_equal(data[*place, 0], x)
+    for name in names or ("0", "1", "2"):
+        assert found.texts[name] >= 2 + 4  # the data, the teacher, every row
+    assert "Each row is a class." in found.text
+    assert f"of another class: {', '.join(names or '012')}" in found.text
+
+
+def test_a_class_without_enough_samples_has_empty_places():
+    labels = np.array([7, 7, 3, 7, 5, 5])
+    classes, places = grids.arranged(6, 8, labels)
+    assert classes == [3, 5, 7]
+    assert places.tolist() == [[2, -1, -1], [4, 5, -1], [0, 1, 3]]
+    # Another grid has the same classes, unless one of them is not there.
+    assert grids.arranged(5, 8, labels, [5, 7])[0] == [5, 7]
+    assert grids.arranged(5, 8, labels, [5, 8])[0] == [3, 5, 7]
+    # Of many classes the most frequent ones.
+    many = np.concatenate([np.arange(40), np.arange(30, 40)])
+    assert grids.arranged(50, 8, many)[0] == list(range(30, 40))
+    image = np.full((6, 2, 2, 1), 1.0)
+    assert grids.mosaic(image, places)[..., 1].sum() == 255 * 4 * 6
+
+
+def test_data_that_cannot_be_shown_are_left_out(tmp_path):
+    folder = make(tmp_path / "run")
+    labeled(folder)
+    for file, x in {
+        "examples.npy": np.zeros((3, 2)),
+        "labels.npy": np.zeros(3),
+    }.items():
+        np.save(folder / "evaluation" / file, x)
+    found = parsed(folder)
+    assert not found.of("ol")
+    assert not found.texts["the data"]
 
 
 def png(element):

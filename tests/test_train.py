@@ -1,5 +1,6 @@
 """Whole runs, small: what is written, what is done once, what stopping costs."""
 
+import datetime
 import fcntl
 import json
 import os
@@ -14,13 +15,15 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from pd_jax import api, checkpoint
+from pd_jax import api, checkpoint, data
 from pd_jax.config import default
-from pd_jax.metrics import Moments, inception, save_statistics
+from pd_jax.metrics import Moments, frechet_distance, inception, save_statistics
 from pd_jax.reports import status
+from pd_jax.runs import record
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.runtime.interrupt import Interrupted
+from pd_jax.storage import draws
 from pd_jax.storage.writers import JsonLines
 from pd_jax.training.loop import Loop
 
@@ -132,6 +135,37 @@ def test_the_report(whole):
         assert name in text
         with Image.open(workdir / name) as image:
             assert image.size[0] > 100
+
+
+def test_the_report_says_what_halves_of_the_data_have_and_how_it_was_made(whole):
+    workdir, report = whole
+    digits = data.get("digits", num_images=200).reference
+    first = np.isin(np.arange(200), draws.rows(100, 200, 0))
+    small = digits.take(np.arange(200))["image"].reshape(200, -1)
+    expected = frechet_distance(small[first], small[~first])
+    floor = report["floor"]
+    assert floor["num_examples"] == [100, 100]
+    assert floor["metrics"] == {"frechet_pixels": pytest.approx(expected, rel=1e-6)}
+    text = (workdir / "report.md").read_text()
+    says = f"(100 and 100 examples): frechet_pixels {expected:#.3g}."
+    assert says in text
+    assert "frechet_pixels (lower is better): Frechet" in text
+    assert set(report["sampling"]) == {
+        *("teacher_4", "teacher_1", "student_2", "student_1")
+    }
+    for times in report["sampling"].values():
+        assert times["batch"] == 32  # 30 on four devices
+        assert times["batch_seconds"] > 0.0
+    assert not any("sampling" in row for row in report["rows"])
+    made = report["made"]
+    assert datetime.datetime.fromisoformat(made["date"]).tzinfo is not None
+    assert made["devices"] == "4 x cpu"
+    assert made["command"] in text
+    assert report["versions"]["numpy"] == np.__version__
+    found = record.read(workdir)
+    assert found.sampling("student", 2) == report["sampling"]["student_2"]
+    examples = digits.take(draws.rows(256, 200, 0))["image"]
+    np.testing.assert_array_equal(found.examples, examples)
 
 
 def test_the_metrics_lines_hold_every_interval_once(whole):

@@ -283,7 +283,7 @@ class Evaluation:
         entry = {"metrics": {}, "num_examples": [one.num, other.num]}
         if chosen:
             both = metrics.Comparison(one, Reference.of(other), shown, {})
-            entry["metrics"], _ = self._values(both, chosen)
+            entry["metrics"], _ = values_of(both, chosen)
         return entry
 
     @property
@@ -365,7 +365,7 @@ class Evaluation:
         values, errors = {}, [f"{wrong} of {num} samples are not finite"] * (wrong > 0)
         if not wrong:
             both = metrics.Comparison(summary, self._data, x, self._references)
-            values, errors = self._values(both, self._metrics)
+            values, errors = values_of(both, self._metrics)
         if not self._batch_seconds:  # the only one has been compiled for
             next(self.samples(params, row.num_steps, 1, row.sampler))
         batch_seconds = float(np.median(self._batch_seconds))
@@ -378,26 +378,6 @@ class Evaluation:
         }
         self._keep(f"{row.name}.npy", x)
         self._keep(f"{row.name}.json", json.dumps(entry, indent=1))
-
-    def _values(
-        self, both: metrics.Comparison, chosen: list[metrics.Metric]
-    ) -> tuple[dict[str, float], list[str]]:
-        """Each metric's value by name, and why there is none of the others."""
-        wrong = {name: num_not_finite(x) for name, x in both.references.items()}
-        values, errors = {}, []
-        for metric in chosen:
-            without = [name for name in metric.needs if wrong.get(name)]
-            if without:
-                num = len(both.references[without[0]])
-                text = f"{wrong[without[0]]} of {num} samples of {without[0]}"
-                errors.append(f"{metric.name}: {text} are not finite")
-                continue
-            try:
-                values[metric.name] = metric.compute(both)
-            except Exception as error:  # it must not cost the run its students
-                errors.append(f"{metric.name}: {files.brief(error)}")
-                console.warn(f"{metric.name} failed:\n{traceback.format_exc()}")
-        return values, errors
 
     def protocol(self) -> dict[str, str]:
         """How each figure was made, in words."""
@@ -462,6 +442,27 @@ class Evaluation:
     def saved_samples(self, name: str) -> np.ndarray:
         """Samples kept under a row's or a reference's name: the first of the set."""
         return _load(self._path(f"{name}.npy"))
+
+
+def values_of(
+    both: metrics.Comparison, chosen: list[metrics.Metric]
+) -> tuple[dict[str, float], list[str]]:
+    """Each metric's value by name, and why there is none of the others."""
+    wrong = {name: num_not_finite(x) for name, x in both.references.items()}
+    values, errors = {}, []
+    for metric in chosen:
+        without = [name for name in metric.needs if wrong.get(name)]
+        if without:
+            num = len(both.references[without[0]])
+            text = f"{wrong[without[0]]} of {num} samples of {without[0]}"
+            errors.append(f"{metric.name}: {text} are not finite")
+            continue
+        try:
+            values[metric.name] = metric.compute(both)
+        except Exception as error:  # it must not cost the run its students
+            errors.append(f"{metric.name}: {files.brief(error)}")
+            console.warn(f"{metric.name} failed:\n{traceback.format_exc()}")
+    return values, errors
 
 
 def _load(path: epath.Path) -> np.ndarray:

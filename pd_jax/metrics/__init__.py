@@ -33,6 +33,7 @@ __all__ = [
     "Reference",
     "RunningMoments",
     "Summary",
+    "direction",
     "every",
     "frechet_distance",
     "inception_score",
@@ -68,11 +69,17 @@ def _by_name(name: str) -> Metric | None:
 
 
 def label(name: str) -> str:
-    """A metric in words, with its direction; an unknown one is called by its name."""
+    """A metric in words; an unknown one is called by its name."""
+    metric = _by_name(name)
+    return name if metric is None else metric.label
+
+
+def direction(name: str) -> str:
+    """Which values of a metric are good, in words; "" for an unknown one."""
     metric = _by_name(name)
     if metric is None:
-        return name
-    return metric.label + " (higher is better)" * metric.higher_is_better
+        return ""
+    return f"{'higher' if metric.higher_is_better else 'lower'} is better"
 
 
 def is_log(name: str) -> bool:

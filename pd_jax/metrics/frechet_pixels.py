@@ -21,7 +21,7 @@ def _sentence(run: Procedure) -> str:
 
 METRIC = Metric(
     "frechet_pixels",
-    "Frechet distance on pixels",
+    "Frechet distance on raw values",
     lambda both: frechet_distance(both.samples.pixels, both.data.pixels),
     _sentence,
     main=2,

@@ -116,18 +116,19 @@ def _plots(runs: Sequence[Record]) -> list[dict]:
                 curves.append(curve._replace(colour=colour, dashed=dashed))
         says = f"{metrics.label(metric)} against sampling steps, of all runs"
         plot = figures.against_steps(metric, curves, steps, f"quality-{i}", says)
-        plots.append({"metric": metric, "plot": plot})
+        if plot:
+            plots.append({"metric": metric, "plot": plot})
     return plots
 
 
 def _positions(runs: Sequence[Record]) -> list[dict]:
     """What the slider goes through: the teachers' best, then each student's grids."""
-    best = [page.picture(run, run.reference) for run in runs]
+    best = [page.picture(run, run.reference, run.labels) for run in runs]
     positions = [{"says": BEST, "tick": "teacher", "pictures": best}]
     for n in step_counts(runs, students=True):
         rows = [{row["num_steps"]: row for row in run.students}.get(n) for run in runs]
         shown = [
-            page.picture(run, run.samples(row)) if row else None
+            page.picture(run, run.samples(row), run.labels) if row else None
             for run, row in zip(runs, rows)
         ]
         says = f"student, {n} step{'s' * (n > 1)}"

@@ -7,7 +7,7 @@ page is light or dark as its reader's screen is, and its plots are with it.
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -46,7 +46,8 @@ STYLE = {
 }
 LEAST, MOST = 1e-30, 1e30  # magnitudes that are drawn: log axes overflow beyond
 MOST_POINTS = 400  # of a curve; more cannot be told apart
-NARROW = 0.025  # share of all updates below which a stage gets no label
+NARROW = 0.022  # share of all updates below which a letter of a label has no room
+FLOOR = "two halves of the data"
 AXES = {"grad_norm": "gradient norm"}
 # Of a line of metrics.jsonl: drawn as marks, or not at all.
 NO_CURVES = ("loss", "grad_norm", "learning_rate", "skipped", "validation_loss")
@@ -107,36 +108,81 @@ def _svg(figure: Figure, key: str, says: str) -> Markup:
 
 
 def against_steps(
-    metric: str, curves: Iterable[Curve], steps: Sequence[int], key: str, says: str
-) -> Markup:
-    """A metric against sampling steps, both on log axes where they can be."""
+    metric: str,
+    curves: Iterable[Curve],
+    steps: Sequence[int],
+    key: str,
+    says: str,
+    floor: float | None = None,
+) -> Markup | None:
+    """A metric against sampling steps, both on log axes where they can be.
+
+    Args:
+      metric: its name.
+      curves: its values.
+      steps: where the axis of steps has labels.
+      key: unique in the page.
+      says: what it shows, for those who do not see it.
+      floor: the metric of one half of the data against the other.
+
+    Returns:
+      An element; None if all values are of one number of steps, which are no curve.
+    """
+    curves = list(curves)
+    if not is_curve(curves):
+        return None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 3.0))
         axes = figure.add_axes((0.13, 0.15, 0.85, 0.83))
-        _draw(axes, metric, curves, steps)
+        _draw(axes, metric, curves, steps, floor)
         return _svg(figure, key, says)
 
 
-def quality(rows: Sequence[dict]) -> bytes:
-    """Every metric of a run's rows against sampling steps; a PNG of its own."""
-    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+def is_curve(curves: Iterable[Curve]) -> bool:
+    """Whether there are values of two numbers of steps."""
+    return len({n for curve in curves for n, v in curve.points if abs(v) < MOST}) > 1
+
+
+def quality(rows: Sequence[dict], floor: Mapping[str, float]) -> bytes | None:
+    """Every metric of a run's rows against sampling steps; a PNG of its own.
+
+    Args:
+      rows: entries of the report.
+      floor: by name, metrics of one half of the data against the other.
+
+    Returns:
+      None if all rows are of one number of steps.
+    """
+    drawn = {
+        name: curves(rows, name, PRINTED)
+        for name in dict.fromkeys(name for row in rows for name in row["metrics"])
+    }
+    drawn = {name: each for name, each in drawn.items() if is_curve(each)}
+    if not drawn:
+        return None
     steps = {row["num_steps"] for row in rows}
-    columns = min(3, len(names))
-    lines = -(-len(names) // columns)
+    columns = min(3, len(drawn))
+    lines = -(-len(drawn) // columns)
     with matplotlib.rc_context(STYLE | {"grid.color": "#dde1e7"}):
         figure = Figure(figsize=(4.6 * columns, 3.8 * lines), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axes in panels[len(names) :]:
+        for axes in panels[len(drawn) :]:
             axes.set_visible(False)
-        for axes, metric in zip(panels, names):
-            _draw(axes, metric, curves(rows, metric, PRINTED), steps)
-            axes.set_title(metrics.label(metric), fontsize=10)
-        panels[len(names) - 1].legend(frameon=False)
+        for axes, (name, each) in zip(panels, drawn.items()):
+            _draw(axes, name, each, steps, floor.get(name))
+            better = metrics.direction(name)
+            title = f"{metrics.label(name)}{better and f': {better}'}"
+            axes.set_title(title, fontsize=10)
+        panels[0].legend(frameon=False)
         return _png(figure)
 
 
 def _draw(
-    axes: Axes, metric: str, curves: Iterable[Curve], steps: Iterable[int]
+    axes: Axes,
+    metric: str,
+    curves: Iterable[Curve],
+    steps: Iterable[int],
+    floor: float | None = None,
 ) -> None:
     """A metric against sampling steps, on some axes."""
     values = []
@@ -154,6 +200,9 @@ def _draw(
             linestyle="--" if curve.dashed else "-",
             label=curve.label,
         )
+    if floor is not None and abs(floor) < MOST:
+        values.append(floor)
+        axes.axhline(floor, color=INK, linewidth=1.0, linestyle=":", label=FLOOR)
     axes.set(xscale="log", xlabel="sampling steps")
     shown = _spaced(sorted(steps))
     axes.set_xticks(shown, [str(n) for n in shown])
@@ -220,25 +269,41 @@ def _scale(axes: Axes, values: np.ndarray) -> None:
     axes.grid(visible=True, axis="y")
 
 
-def losses(stages: Sequence[StageRecord]) -> Markup:
-    """Loss, gradient norm and a method's own curves, one stage after the other."""
+def losses(stages: Sequence[StageRecord]) -> list[tuple[str, Markup]]:
+    """Loss, gradient norm and a method's own curves of each training, on its own axes.
+
+    Returns:
+      Each training's name and its plot, its stages one after the other; none of a
+      training that has but one interval yet.
+    """
+    names = dict.fromkeys(stage.training for stage in stages)
+    students = dict.fromkeys(stage.training for stage in stages if stage.num_steps)
+    colours = dict(zip(students, SERIES[1:]))
+    drawn = []
+    for i, name in enumerate(names):
+        own = [stage for stage in stages if stage.training == name]
+        if sum(len(stage.lines) for stage in own) > 1:
+            colour = colours.get(name, TEACHER)
+            drawn.append((name, _losses(name, own, colour, f"losses-{i}")))
+    return drawn
+
+
+def _losses(name: str, stages: Sequence[StageRecord], colour: str, key: str) -> Markup:
+    """The curves of one training."""
     fields = _fields(stages)
-    colours = dict.fromkeys(stage.training for stage in stages if stage.num_steps)
-    colours = dict(zip(colours, SERIES[1:]))
     with matplotlib.rc_context(STYLE):
         ratios = (3, *[2] * (len(fields) - 1))
-        figure = Figure(figsize=(9.0, 1.0 + 0.64 * sum(ratios)))
+        figure = Figure(figsize=(4.6, 0.8 + 0.6 * sum(ratios)))
         panels = figure.subplots(len(fields), 1, sharex=True, height_ratios=ratios)
         rim = 0.46 / figure.get_figheight()
-        figure.subplots_adjust(0.085, rim, 0.99, 1.0 - 0.55 * rim, hspace=0.08)
+        figure.subplots_adjust(0.15, rim, 0.97, 1.0 - 0.55 * rim, hspace=0.08)
         total = sum(stage.end for stage in stages) or 1
-        for axes, field in zip(panels, fields):
+        for axes, field in zip(np.atleast_1d(panels), fields):
             start, drawn = 0, [np.zeros(0)]
             for stage in stages:
                 updates, values = _thinned(stage.lines, field)
                 # One point alone would be no line.
                 mark = "." if len(updates) == 1 else ""
-                colour = colours.get(stage.training, TEACHER)
                 axes.plot(start + updates, values, mark + "-", color=colour, lw=1)
                 axes.axvline(start, color=FAINT, linewidth=0.6)
                 if field == "loss":
@@ -247,18 +312,19 @@ def losses(stages: Sequence[StageRecord]) -> Markup:
                 drawn.append(values)
             axes.set(ylabel=AXES.get(field, field.replace("_", " ")), xlim=(0, total))
             _scale(axes, np.concatenate(drawn))
-        panels[-1].set(xlabel="updates, all stages")
-        panels[-1].xaxis.set_major_formatter("{x:,.0f}")
-        says = "Loss and gradient norm of the teacher's training and of every student's"
-        return _svg(figure, "losses", says)
+        axes.set(xlabel="updates" if len(stages) == 1 else "updates, stage by stage")
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        figure.align_ylabels()
+        return _svg(figure, key, f"Loss and gradient norm of {name}")
 
 
 def _mark(axes: Axes, stage: StageRecord, start: int, total: int, colour: str) -> None:
     """A stage's name, validation losses as dots, crosses for skipped updates."""
     where = axes.get_xaxis_transform()
-    if stage.end > NARROW * total:
-        short = stage.name.endswith(f"_{stage.num_steps}")
-        text = str(stage.num_steps) if short else stage.name
+    short = stage.name.endswith(f"_{stage.num_steps}")
+    text = str(stage.num_steps) if short else stage.name
+    if stage.end > NARROW * len(text) * total:
         middle = start + stage.end / 2
         axes.text(middle, 1.03, text, transform=where, ha="center")
     checks = [
@@ -282,11 +348,17 @@ def directions(points: np.ndarray) -> np.ndarray:
     return matplotlib.colors.hsv_to_rgb(np.column_stack([hue, rest]))
 
 
-def _land(axes: Axes, points: np.ndarray, best: np.ndarray) -> None:
-    """Points [N, 2], each in the color of where the best takes the same noise."""
-    reach = 1.15 * float(np.abs(best).max()) or 1.0
-    num = min(len(points), len(best))
-    axes.scatter(*points[:num].T, c=directions(best[:num]), s=2.5, linewidths=0)
+def _land(
+    axes: Axes, points: np.ndarray, best: np.ndarray | None, frame: np.ndarray
+) -> None:
+    """Points [N, 2], each in the color of where the best takes the same noise.
+
+    Without a best they are gray; the frame holds the points that it is given.
+    """
+    reach = 1.15 * float(np.abs(frame).max()) or 1.0
+    num = len(points) if best is None else min(len(points), len(best))
+    colours = "#808080" if best is None else directions(best[:num])
+    axes.scatter(*points[:num].T, c=colours, s=2.5, linewidths=0)
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
 
 
@@ -305,17 +377,20 @@ def landings(panels: Sequence[tuple[str, np.ndarray]], best: np.ndarray) -> byte
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     for ax, (title, points) in zip(axes, panels):
-        _land(ax, points, best)
+        _land(ax, points, best, best)
         ax.set_title(title, fontsize=9)
         ax.tick_params(labelsize=7)
     return _png(figure)
 
 
-def landing(points: np.ndarray, best: np.ndarray) -> str:
-    """One of `landings`, bare, as a PNG in a data URI."""
+def landing(points: np.ndarray, best: np.ndarray | None, frame: np.ndarray) -> str:
+    """One of `landings`, bare, in the frame of some points; a PNG in a data URI.
+
+    Without a best the points are no noise's, such as the data's, and gray.
+    """
     figure = Figure(figsize=(3.2, 3.2))
     axes = figure.add_axes((0, 0, 1, 1))
-    _land(axes, points, best)
+    _land(axes, points, best, frame)
     axes.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, transparent=True)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -9,6 +10,7 @@ from PIL import Image
 from pd_jax.space import PICTURES, Space, to_uint8
 
 SHOWN = 320  # pixels of a grid's side, at most
+MAX_CLASSES = 10  # that a grid has rows for
 MAX_CHANNELS = 4  # of latents that are shown, the first ones
 
 
@@ -42,35 +44,74 @@ def pictures(
     return apart.transpose(0, 1, 3, 2).reshape(num, height, -1, 1)[:, :, :-1]
 
 
-def mosaic(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+def classes(labels: np.ndarray) -> list[int]:
+    """The classes, in order, that a grid has rows for: the most frequent ones."""
+    found, counts = np.unique(labels, return_counts=True)
+    return np.sort(found[np.argsort(-counts, kind="stable")[:MAX_CLASSES]]).tolist()
+
+
+def arranged(
+    num: int,
+    side: int,
+    labels: np.ndarray | None = None,
+    like: Sequence[int] = (),
+) -> tuple[list[int], np.ndarray]:
+    """Which samples a grid shows, and where.
+
+    Args:
+      num: samples that there are.
+      side: those of a row, at most.
+      labels: [num] at least, for a row of each class; None for the first side x side.
+      like: the classes to show, if there are samples of all of them; default `classes`.
+
+    Returns:
+      (classes, places [R, C]): each row's class, or [], and which samples stand in it,
+      -1 for none.
+    """
+    if labels is None:
+        num = min(num, side * side)
+        places = np.full((-(-num // side), min(side, num)), -1)
+        places.flat[:num] = np.arange(num)
+        return [], places
+    labels = labels[:num]
+    shown = list(like) if len(like) and np.isin(like, labels).all() else classes(labels)
+    rows = [np.flatnonzero(labels == c)[:side] for c in shown]
+    places = np.full((len(rows), max(map(len, rows))), -1)
+    for line, row in zip(places, rows):
+        line[: len(row)] = row
+    return shown, places
+
+
+def mosaic(images: np.ndarray, places: np.ndarray, gap: int = 1) -> np.ndarray:
     """Pictures [N, H, W, 1 or 3] in [-1, 1] side by side, uint8, with an alpha channel.
 
-    Gaps between them are white, and clear.
+    Those of `places` [R, C], where -1 is none; that and the gaps are white, and clear.
     """
-    num, height, width, shown = images.shape
-    lines = -(-num // columns)
+    _, height, width, shown = images.shape
+    lines, columns = places.shape
     size = lines * (height + gap) - gap, columns * (width + gap) - gap
     grid = np.full((*size, shown + 1), 255, np.uint8)
     grid[..., shown] = 0
-    for i, image in enumerate(images):
-        row, column = divmod(i, columns)
+    for (row, column), place in np.ndenumerate(places):
+        if place < 0:
+            continue
         y, x = row * (height + gap), column * (width + gap)
-        grid[y : y + height, x : x + width, :shown] = to_uint8(image)
+        grid[y : y + height, x : x + width, :shown] = to_uint8(images[place])
         grid[y : y + height, x : x + width, shown] = 255
     return grid
 
 
-def tiles(images: np.ndarray, columns: int) -> str:
+def tiles(images: np.ndarray, places: np.ndarray) -> str:
     """Pictures as for `mosaic` as one PNG in a data URI, with clear gaps."""
-    grid, buffer = mosaic(images, columns, max(1, images.shape[1] // 16)), io.BytesIO()
+    grid, buffer = mosaic(images, places, max(1, images.shape[1] // 16)), io.BytesIO()
     Image.fromarray(grid).save(buffer, format="PNG", optimize=True)
     return uri(buffer.getvalue())
 
 
-def image_grid(images: np.ndarray, side: int = 8, pixels: int = 512) -> bytes:
-    """The first side x side pictures, as for `mosaic`, as one PNG of some size."""
-    scale = max(1, pixels // (side * max(images.shape[1:3])))
-    grid = mosaic(images[: side * side], side)[..., :-1]
+def image_grid(images: np.ndarray, places: np.ndarray, pixels: int = 512) -> bytes:
+    """Pictures as for `mosaic`, as one PNG of some size."""
+    scale = max(1, pixels // (max(places.shape) * max(images.shape[1:3])))
+    grid = mosaic(images, places)[..., :-1]
     grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
     buffer = io.BytesIO()
     Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(
@@ -84,7 +125,6 @@ def uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def grid(images: np.ndarray) -> str:
-    """As many of the first pictures as a grid shows well, up to 8 x 8."""
-    side = min(max(SHOWN // max(images.shape[1:3]), 3), 8)
-    return tiles(images[: side * side], side)
+def side(images: np.ndarray) -> int:
+    """How many pictures a grid on a page shows well in a row."""
+    return min(max(SHOWN // max(images.shape[1:3]), 3), 8)

@@ -7,7 +7,10 @@ be watched from the page while it goes on.
 import contextlib
 import functools
 import math
+import shlex
 import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import jinja2
 import numpy as np
@@ -28,6 +31,7 @@ PAIRS = 10  # pairs shown side by side
 FEWEST = 3  # students whose worst pairs are shown
 WORST = 8
 LINES = 200  # pairs in the plane that are drawn as lines
+ONE_PLACE = 0.02  # extent of points in the plane that no reader could tell apart
 COARSE = 48  # pixels of an image below which they are shown as squares
 
 
@@ -42,7 +46,8 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     env.filters |= {"figure": figure_text, "seconds": seconds_text, "plain": plain}
-    env.globals |= {"label": metrics.label}
+    env.filters |= {"command": plain_command}
+    env.globals |= {"label": metrics.label, "direction": metrics.direction}
     return env
 
 
@@ -103,19 +108,52 @@ def channels(record: Record) -> int:
     return min(record.space.shape[-1], grids.MAX_CHANNELS) if latents else 0
 
 
-def picture(record: Record, x: np.ndarray | None) -> str | None:
+class Picture(NamedTuple):
+    """Samples in one picture, as an element of a page.
+
+    Attributes:
+      src: a PNG as a data URI.
+      classes: what the rows show, from above; () if they are not a class each.
+      note: what cannot be seen.
+    """
+
+    src: str
+    classes: Sequence[str] = ()
+    note: str = ""
+
+
+def names_of(classes: Iterable[int], names: Sequence[str]) -> list[str]:
+    """Classes by name, those without one by number."""
+    return [names[c] if 0 <= c < len(names) else str(c) for c in classes]
+
+
+def picture(
+    record: Record, x: np.ndarray | None, labels: np.ndarray | None = None
+) -> Picture | None:
     """Samples in one picture: a grid of images, or points in the plane.
 
     A point has the colour of where the reference takes its noise, so that a point in
     the wrong place shows as a colour in the wrong place.
+
+    Args:
+      record: the run's.
+      x: samples [N, ...], or None for none.
+      labels: [N], for a row each.
     """
     if x is None or record.space is None:
         return None
     if record.space.kind == POINTS:
         best = record.reference if record.exact is None else record.exact
-        return figures.landing(x, best)
+        best = None if x is record.examples else best
+        note = "all in one place" if np.ptp(x, axis=0).max() < ONE_PLACE else ""
+        return Picture(figures.landing(x, best, record.reference), note=note)
     shown = grids.pictures(x, record.space, record.reference)
-    return None if shown is None else grids.grid(shown)
+    if shown is None:
+        return None
+    like = [] if record.labels is None else grids.classes(record.labels)
+    found, places = grids.arranged(len(shown), grids.side(shown), labels, like)
+    names = names_of(found, record.class_names)
+    return Picture(grids.tiles(shown, places), names)
 
 
 def _positions(record: Record) -> list[dict]:
@@ -125,10 +163,16 @@ def _positions(record: Record) -> list[dict]:
         shown = {}
         for name in record.series:
             row = record.row(name, steps)
-            shown[name] = picture(record, record.samples(row)) if row else None
+            x = record.samples(row) if row else None
+            shown[name] = picture(record, x, record.labels)
         if any(shown.values()):
             positions.append({"steps": steps, "pictures": shown})
     return positions
+
+
+def _examples_labels(record: Record) -> np.ndarray | None:
+    """Labels of the data, if samples have them too."""
+    return None if record.labels is None else record.examples_labels
 
 
 def _students(record: Record) -> list[tuple[int, np.ndarray]]:
@@ -142,15 +186,21 @@ def _pairs(record: Record) -> dict | None:
     best, space, students = record.reference, record.space, _students(record)
     if not students or space is None or space.kind == SIGNALS:
         return None
-    strips, worst = [], []
+    strips, worst, labels = [], [], record.labels
+    chosen, classes = np.arange(min(PAIRS, len(best))), []
+    if labels is not None:  # one of each class
+        found, places = grids.arranged(len(best), 1, labels)
+        chosen, classes = places[:, 0], names_of(found, record.class_names)
 
-    def tiles(x, columns):
-        return grids.tiles(grids.pictures(x, space, best), columns)
+    def strip(x):
+        return grids.tiles(grids.pictures(x, space, best), chosen[None])
 
     if space.has_areas:
-        strips = [("teacher's best", tiles(best[:PAIRS], PAIRS))]
+        strips = [("teacher's best", strip(best))]
         strips += [
-            (f"{n} step{'s' * (n > 1)}", tiles(x[:PAIRS], PAIRS)) for n, x in students
+            (f"{n} step{'s' * (n > 1)}", strip(x))
+            for n, x in students
+            if len(x) > chosen.max()
         ]
     for steps, x in students[-FEWEST:]:
         num = min(len(x), len(best))
@@ -161,7 +211,16 @@ def _pairs(record: Record) -> dict | None:
         pairs["worst"] = float(error[order[0]])
         if space.has_areas:
             pairs["pairs"] = [
-                (float(error[i]), tiles(np.stack([best[i], x[i]]), 1))
+                {
+                    "error": float(error[i]),
+                    "src": grids.tiles(
+                        grids.pictures(np.stack([best[i], x[i]]), space, best),
+                        np.array([[0], [1]]),
+                    ),
+                    "names": []
+                    if labels is None
+                    else names_of([labels[i]], record.class_names),
+                }
                 for i in order[:WORST]
             ]
         else:
@@ -171,18 +230,51 @@ def _pairs(record: Record) -> dict | None:
                 best[some], x[some], reach, f"pairs-{steps}"
             )
         worst.append(pairs)
-    return {"num": PAIRS, "strips": strips, "worst": worst}
+    return {"classes": classes, "num": len(chosen), "strips": strips, "worst": worst}
 
 
 def _quality(record: Record) -> list[dict]:
-    """A plot for each metric."""
-    plots, steps = [], record.step_counts
+    """Each metric: its plot, its values by steps, and its floor."""
+    found, steps = [], record.step_counts
+    floor = record.floor.get("metrics", {})
     for i, metric in enumerate(record.metrics):
         curves = figures.curves(record.rows, metric)
         says = f"{metrics.label(metric)} against sampling steps"
-        plot = figures.against_steps(metric, curves, steps, f"quality-{i}", says)
-        plots.append({"metric": metric, "plot": plot})
-    return plots
+        key = f"quality-{i}"
+        plot = figures.against_steps(
+            metric, curves, steps, key, says, floor.get(metric)
+        )
+        rows = [(n, [record.value(s, n, metric) for s in record.series]) for n in steps]
+        rows = [row for row in rows if any(value is not None for value in row[1])]
+        found.append(
+            {"metric": metric, "plot": plot, "rows": rows, "floor": floor.get(metric)}
+        )
+    return found
+
+
+def _sampling(record: Record) -> list[tuple[int, list[dict]]]:
+    """What a batch took by steps, for each series: {} for what is not known."""
+    rows = [
+        (n, [record.sampling(name, n) for name in record.series])
+        for n in record.step_counts
+    ]
+    return [row for row in rows if any(row[1])]
+
+
+def _batches(record: Record) -> list[int]:
+    """The sizes of the batches that sampling was measured with."""
+    times = (each for _, row in _sampling(record) for each in row if each)
+    return sorted({int(each["batch"]) for each in times})
+
+
+def plain_command(command: str) -> str:
+    """A command, of whole paths only the ends, as of values."""
+    words = [word.partition("=") for word in shlex.split(command)]
+    shown = [
+        f"{name}={plain(value)}" if equals else plain(name)
+        for name, equals, value in words
+    ]
+    return shlex.join(word.replace("…", "...") for word in shown)
 
 
 def _legend(record: Record) -> list[tuple[str, str, str]]:
@@ -250,6 +342,8 @@ def now(record: Record) -> str:
     for number, stage in enumerate(record.stages, 1):
         if not stage.finished:
             at = f"stage {number} of {len(record.stages)}, {stage.name}"
+            if not stage.done:
+                return f"{at}: not trained yet, 0 of {stage.end} updates"
             return f"{at}: {stage.done} of {stage.end} updates"
     return f"all {len(record.stages)} stages done; {len(record.rows)} rows measured"
 
@@ -278,7 +372,6 @@ def html(record: Record) -> str:
     """The page of a run, as far as it has come."""
     template = environment().get_template("report.html")
     coarse, plane = kind(record)
-    trained = any(stage.lines for stage in record.stages)
     return template.render(
         run=record,
         version=__version__,
@@ -290,12 +383,15 @@ def html(record: Record) -> str:
         warnings=warnings(record),
         quality=_quality(record),
         positions=_positions(record),
-        reference=picture(record, record.reference),
+        reference=picture(record, record.reference, record.labels),
+        examples=picture(record, record.examples, _examples_labels(record)),
         coarse=coarse,
         plane=plane,
         channels=channels(record),
         pairs=_pairs(record),
-        losses=figures.losses(record.stages) if trained else None,
+        losses=figures.losses(record.stages),
+        sampling=_sampling(record),
+        batches=_batches(record),
         hours=device_hours(record),
         devices=sorted({stage.devices for stage in record.stages if stage.devices}),
         keys=keys(record.config),

@@ -52,6 +52,14 @@ def table(rows: list[dict], everything: bool = True) -> str:
     return "\n".join(text)
 
 
+def _labels(evaluation: Evaluation) -> np.ndarray | None:
+    """Labels [N] of the samples of each row that are shown; None without."""
+    if not evaluation.has("labels"):
+        return None
+    num = len(evaluation.saved_samples("reference_teacher"))
+    return evaluation.saved_samples("labels")[:num]
+
+
 def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str, bytes]:
     """The pictures of samples: a grid a row where they have areas, else the plane's.
 
@@ -59,14 +67,21 @@ def pictures(evaluation: Evaluation, setup: Setup, rows: list[Row]) -> dict[str,
     """
     saved, space = evaluation.saved_samples, setup.space
     if space.has_areas:
-        names = {f"samples/{row.name}.png": row.name for row in rows}
+        names = {"samples/data.png": "examples"}
+        names |= {f"samples/{row.name}.png": row.name for row in rows}
         names["samples/teacher_reference.png"] = "reference_teacher"
-        best = saved("reference_teacher")
-        shown = {
-            file: grids.pictures(saved(name), space, best)
-            for file, name in names.items()
-        }
-        return {file: grids.image_grid(x) for file, x in shown.items() if x is not None}
+        best, labels, files = saved("reference_teacher"), _labels(evaluation), {}
+        for file, name in names.items():
+            if not evaluation.has(name):  # of an earlier version
+                continue
+            x, own = grids.pictures(saved(name), space, best), labels
+            if name == "examples" and labels is not None:
+                own = saved("examples_labels")
+            if x is not None:
+                like = [] if labels is None else grids.classes(labels)
+                _, places = grids.arranged(len(x), 8, own, like)
+                files[file] = grids.image_grid(x, places)
+        return files
     if space.kind != POINTS:
         return {}
     exact = setup.dataset.denoise is not None
@@ -98,12 +113,46 @@ class Report:
         _write(self._workdir, report, evaluation, self._setup)
 
 
+def floor_line(floor: dict) -> str:
+    """What the metrics are of one half of the data against the other, in words."""
+    one, other = floor["num_examples"]
+    values = (f"{name} {value:#.3g}" for name, value in floor["metrics"].items())
+    return f"Two halves of the data ({one} and {other} examples): {', '.join(values)}."
+
+
+def _better(name: str) -> str:
+    better = metrics.direction(name)
+    return better and f" ({better})"
+
+
+def _speed(report: dict) -> list[str]:
+    """What sampling took, as Markdown."""
+    rows = [
+        f"| {name} | {times['batch'] / times['batch_seconds']:,.4g} "
+        f"| {1000 * times['batch_seconds']:#.3g} | {times['batch']} |"
+        for name, times in report["sampling"].items()
+    ]
+    head = ["| | samples/s | ms a batch | batch |", "|---|---:|---:|---:|"]
+    return [*head, *rows, ""] if rows else []
+
+
+def _classes(evaluation: Evaluation) -> str:
+    """Which class each row of a picture is, in words; "" without classes."""
+    labels = _labels(evaluation)
+    if labels is None:
+        return ""
+    names = evaluation.class_names(grids.classes(labels))
+    return f"; a row for each class, from above {', '.join(names)}"
+
+
 def _write(
     workdir: epath.Path, report: dict, evaluation: Evaluation, setup: Setup
 ) -> None:
     rows = report["rows"]
     measured = metric_names(rows)
-    files = {"quality.png": figures.quality(rows)} if measured else {}
+    floor = report["floor"].get("metrics", {})
+    quality = figures.quality(rows, floor)
+    files = {"quality.png": quality} if quality else {}
     files |= pictures(evaluation, setup, [row_of(entry) for entry in rows])
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in report["seconds"].items())
     early = ", ".join(
@@ -119,18 +168,27 @@ def _write(
         "",
         table(rows),
         "",
+        *([f"{floor_line(report['floor'])}\n"] if floor else []),
         *(f"**Warning:** {warning}.\n" for warning in report["warnings"]),
         *(
-            f"- {name}: {words}"
+            f"- {name}{_better(name)}: {words}"
             for name, words in protocol.items()
-            if name in ("samples", *measured) or words.startswith("not measured")
+            if name in ("samples", "floor", *measured)
+            or words.startswith("not measured")
         ),
         "",
         f"Time: {seconds}.",
         "",
+        *_speed(report),
+        f"Made {report['made']['date']} on {report['made']['devices']} "
+        f"({report['made']['processor']}) with "
+        f"{', '.join(f'{k} {v}' for k, v in report['versions'].items())}:",
+        "",
+        f"    {report['made']['command']}",
+        "",
         *([f"Ended early, on a plateau: {early}.", ""] if early else []),
-        *(["![quality against steps](quality.png)", ""] if measured else []),
-        "The same noise, in the same place of every picture:",
+        *(["![quality against steps](quality.png)", ""] if quality else []),
+        f"The same noise, in the same place of every picture{_classes(evaluation)}:",
         "",
         *(
             f"{pathlib.PurePath(name).stem}\n\n![{name}]({name})\n"

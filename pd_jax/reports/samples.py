@@ -231,7 +231,8 @@ def _grid(draw: _Draw, num: int, out: pathlib.Path) -> None:
         return
     images = np.concatenate([x for _, x in draw.batches(num)])
     side = math.isqrt(num - 1) + 1
-    drawn = grids.image_grid(images / 127.5 - 1.0, side)
+    _, places = grids.arranged(num, side)
+    drawn = grids.image_grid(images / 127.5 - 1.0, places)
     info = PngInfo()
     info.add_text("pd_jax", json.dumps(job))
     buffer = io.BytesIO()

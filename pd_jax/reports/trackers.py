@@ -67,7 +67,9 @@ class _Samples:
         """A PNG of samples [n, ...]; None if they have no picture."""
         space = Space.of(samples.shape[1:], self.kind)
         shown = grids.pictures(samples, space)
-        return None if shown is None else grids.image_grid(shown)
+        if shown is None:
+            return None
+        return grids.image_grid(shown, grids.arranged(len(shown), 8)[1])
 
 
 def _pixels(png: bytes) -> np.ndarray:
