@@ -7,6 +7,7 @@ import signal
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["COLUMNS"] = "80"  # whatever the terminal has
 flags = os.environ.get("XLA_FLAGS", "")
 if "device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4"

@@ -41,6 +41,14 @@ def test_two_runs_side_by_side(folders, tmp_path, capsys):
     assert found.texts["21 s"] == 2
 
 
+def test_a_narrow_terminal_has_some_runs_at_a_time(folders):
+    runs = compare.read([str(folders[0]), str(folders[1])])
+    text = compare.table(runs * 4, [f"run {i}" for i in range(8)], 40)
+    lines = [line for line in text.splitlines() if line.startswith("   steps")]
+    assert [line.split()[1:] for line in lines] == [[*"ABC"], [*"DEF"], [*"GH"]] * 2
+    assert max(map(len, lines)) <= 40
+
+
 def test_what_keeps_figures_from_being_compared_is_said(folders, tmp_path, capsys):
     one, _, half = folders
     changes = {"data.num_images": 100, "eval.num_samples": 80}

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from pd_jax.reports import report
 from pd_jax.runtime import console
 from tests import run_folders
 
@@ -109,6 +110,7 @@ def test_a_program_whose_output_nobody_reads_ends_well(name, tmp_path):
 
 def test_streams_that_were_closed_from_the_start():
     program = """
+from pd_jax.reports import report
 from pd_jax.runtime import console
 console.outlive_readers()
 console.show("x")
@@ -148,3 +150,44 @@ print(jax.config.jax_compilation_cache_dir)
     assert said.endswith("JAX_COMPILATION_CACHE_DIR=FOLDER keeps them elsewhere None")
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("columns", "width"), [(200, 80), (60, 60), (5, 40)])
+def test_lines_are_as_long_as_the_terminal_has_room(
+    columns, width, monkeypatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    console.show("word " * 100)
+    assert width - 5 < max(map(len, capsys.readouterr().out.splitlines())) <= width
+
+
+def entries(*series):
+    metrics = dict.fromkeys(("fid", "frechet_pixels", "rmse_to_teacher"), 0.5)
+    row = {"sampler": "ddim", "metrics": metrics}
+    return [
+        {"model": name, "stage": f"{name}_{n}", "num_steps": n, **row}
+        for name in series
+        for n in (2, 1)
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize(
+    "series", [("student",), ("a", "b"), ("a_long_name", "another_one", "a_third_one")]
+)
+def test_a_table_fits_the_terminal(series, width):
+    text = report.summary(entries(*series), width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    for name in series:
+        assert name in text
+    assert text.count("0.500") >= 2 * len(series)
+    for block in text.split("\n\n"):
+        assert len({len(line) for line in block.splitlines()}) == 1
+
+
+def test_a_table_has_as_much_as_fits():
+    rows = entries("teacher", "student")
+    for width, num in ((80, 3), (60, 2), (40, 1)):
+        head = report.summary(rows, width).splitlines()[0]
+        assert len(head.split("|")) - 3 == num

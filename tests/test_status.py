@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 
@@ -75,6 +76,13 @@ def test_a_run_at_work_and_a_stopped_one(workdir, capsys):
     with open(workdir / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+
+
+def test_a_narrow_terminal(workdir, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    printed = told(workdir, capsys)
+    assert max(map(len, printed.replace(str(workdir), "").splitlines())) <= 60
+    assert re.search(r"10/20 .*0\.0667 .*\n  last checkpoint: 00:0", printed)
 
 
 def test_time_left_of_ladder_and_evaluation(workdir):

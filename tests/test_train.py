@@ -157,6 +157,10 @@ def test_the_report_says_what_halves_of_the_data_have_and_how_it_was_made(whole)
         assert times["batch"] == 32  # 30 on four devices
         assert times["batch_seconds"] > 0.0
     assert not any("sampling" in row for row in report["rows"])
+    (warning,) = (w for w in report["warnings"] if "far from the data" in w)
+    teacher = [row for row in report["rows"] if row["model"] == "teacher"]
+    best = min(row["metrics"]["frechet_pixels"] for row in teacher)
+    assert f"is {best:.3g} at best, {expected:.3g} between" in warning
     made = report["made"]
     assert datetime.datetime.fromisoformat(made["date"]).tzinfo is not None
     assert made["devices"] == "4 x cpu"

@@ -184,7 +184,7 @@ def _blocks(rows: list[tuple[str, ...]]) -> Iterator[list[str]]:
         shown = [0]
         while rest:
             used = wide + sum(2 + widths[i] for i in [*shown, rest[0]])
-            if used > console.WIDTH and len(shown) > 1:
+            if used > console.width() and len(shown) > 1:
                 break
             shown.append(rest.pop(0))
         yield [

@@ -1,7 +1,7 @@
-"""What a report warns of: skipped updates, rows not measured, students worse than their
-teacher.
+"""What a report warns of: skipped updates, rows not measured, a teacher far from the
+data, students worse than their teacher.
 
-Source of the latter's figure: the Frechet distance on pixels, which needs no download.
+Source of the latter two: the Frechet distance on raw values, which needs no download.
 """
 
 import math
@@ -12,6 +12,7 @@ from pd_jax.evaluation.rows import Row, rows
 from pd_jax.training.training import Training
 
 METRIC = "frechet_pixels"
+UNTRAINED = 10.0  # times what two halves of the data have, at the teacher's best
 
 
 def warnings(
@@ -31,6 +32,7 @@ def warnings(
         for stage, metadata in zip(training.stages, facts[training.name])
         if metadata.get("skipped")
     ]
+    texts.append(untrained(setup, evaluation))
     for row in rows(setup):
         texts += [*failures(row, evaluation), regression(row, setup, evaluation)]
     return [text for text in texts if text]
@@ -67,6 +69,26 @@ def taught_by(student: Row, setup: Setup) -> Row | None:
 def failures(row: Row, evaluation: Evaluation) -> list[str]:
     """What could not be measured of a row that is done, and why."""
     return [f"{row.name}: {error}" for error in evaluation.entry(row).get("errors", ())]
+
+
+def untrained(setup: Setup, evaluation: Evaluation) -> str:
+    """Says that the run's own teacher is far from the data; empty if it is not."""
+    if setup.trainings[0].name != "teacher":
+        return ""
+    values = [
+        evaluation.entry(row)["metrics"].get(METRIC)
+        for row in rows(setup)
+        if row.model == "teacher"
+    ]
+    best = min((value for value in values if value is not None), default=None)
+    floor = evaluation.floor.get("metrics", {}).get(METRIC)
+    if best is None or floor is None or best <= UNTRAINED * floor:
+        return ""
+    return (
+        f"the teacher's samples are far from the data: {METRIC} is {best:.3g} at best, "
+        f"{floor:.3g} between two halves of the data. Train it longer "
+        "(teacher.updates) before you judge its students"
+    )
 
 
 def regression(student: Row, setup: Setup, evaluation: Evaluation) -> str:

@@ -92,16 +92,21 @@ def warnings(runs: Sequence[Record], names: Sequence[str]) -> list[str]:
     return texts
 
 
-def table(runs: Sequence[Record], names: Sequence[str]) -> str:
-    """The students by the two main metrics, within the 80 columns of a terminal."""
-    lines = [f"{letter}: {name}" for letter, name in zip("ABCDEFGH", names)]
+def table(runs: Sequence[Record], names: Sequence[str], width: int = 80) -> str:
+    """The students by the two main metrics, within the columns of a terminal."""
+    letters = "ABCDEFGH"[: len(runs)]
+    room = max(1, (width - 8) // 9)
+    lines = [f"{letter}: {name}" for letter, name in zip(letters, names)]
     for metric in [m for m in metric_names(runs) if m in metrics.main()][:2]:
-        lines += ["", f"{metrics.label(metric)}, students:"]
-        lines.append("   steps" + "".join(f"{c:>9}" for c in "ABCDEFGH"[: len(runs)]))
-        for n in step_counts(runs, students=True):
-            values = [student(run, n, metric) for run in runs]
-            cells = "".join(f"{page.figure_text(v):>9}" for v in values)
-            lines.append(f"{n:>8}{cells}")
+        better = metrics.direction(metric)
+        lines += ["", f"{metrics.label(metric)}, students{better and f', {better}'}:"]
+        for first in range(0, len(runs), room):
+            part = slice(first, first + room)
+            lines.append("   steps" + "".join(f"{c:>9}" for c in letters[part]))
+            for n in step_counts(runs, students=True):
+                values = [student(run, n, metric) for run in runs[part]]
+                cells = "".join(f"{page.figure_text(v):>9}" for v in values)
+                lines.append(f"{n:>8}{cells}")
     return "\n".join(lines)
 
 
@@ -180,7 +185,7 @@ def run(folders: Sequence[str], out: str) -> None:
     names = labels(runs)
     text = html(runs, names)
     write_whole(epath.Path(out), text)
-    console.show(table(runs, names))
+    console.show(table(runs, names, console.width()))
     for warning in warnings(runs, names):
         console.warn(f"warning: {warning}")
     console.say(f"wrote {out}")

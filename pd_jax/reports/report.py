@@ -1,6 +1,7 @@
 """The report for people: report.md, plots and sample grids."""
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -20,29 +21,35 @@ def metric_names(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row["metrics"]))
 
 
-def table(rows: list[dict], everything: bool = True) -> str:
+def table(
+    rows: list[dict],
+    names: Sequence[str] | None = None,
+    series: Sequence[str] | None = None,
+) -> str:
     """The rows as Markdown: steps down, metrics across, "teacher / student" in cells.
 
-    Not `everything`: at most three main metrics, as fit a terminal's 80 columns.
+    Args:
+      rows: entries of the report.
+      names: the metrics; default all.
+      series: the curves; default all.
     """
-    names, series = metric_names(rows), by_series(rows)
-    if not everything:
-        room = max(1, 70 // (10 * len(series) + 1))
-        names = [name for name in metrics.main() if name in names][: min(room, 3)]
+    curves = by_series(rows)
+    names = metric_names(rows) if names is None else names
+    series = list(curves) if series is None else series
     values = {
         (entry["num_steps"], metric, name): f"{value:#.3g}"
-        for name, entries in series.items()
-        for entry in entries
+        for name in series
+        for entry in curves[name]
         for metric, value in entry["metrics"].items()
-        if metric in names
     }
     lines = [["steps", *names], ["", *[" / ".join(series)] * len(names)]]
-    for steps in sorted({r["num_steps"] for r in rows}, reverse=True):
+    steps = {entry["num_steps"] for name in series for entry in curves[name]}
+    for n in sorted(steps, reverse=True):
         cells = [
-            " / ".join(values.get((steps, m, name), "").rjust(7) for name in series)
+            " / ".join(values.get((n, m, name), "").rjust(7) for name in series)
             for m in names
         ]
-        lines.append([str(steps), *cells])
+        lines.append([str(n), *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
         "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths)) + " |"
@@ -50,6 +57,27 @@ def table(rows: list[dict], everything: bool = True) -> str:
     ]
     text.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
     return "\n".join(text)
+
+
+def summary(rows: list[dict], width: int) -> str:
+    """As `table`, of as many main metrics as fit a width, three at most.
+
+    Where not even one fits there is a table for each few curves.
+    """
+    names = [name for name in metrics.main() if name in metric_names(rows)][:3]
+    series = list(by_series(rows))
+
+    def fits(text: str) -> bool:
+        return len(text.partition("\n")[0]) <= width
+
+    while len(names) > 1 and not fits(table(rows, names)):
+        names.pop()
+    for size in range(len(series), 0, -1):
+        parts = [series[i : i + size] for i in range(0, len(series), size)]
+        texts = [table(rows, names, part) for part in parts]
+        if all(map(fits, texts)):
+            break
+    return "\n\n".join(texts)
 
 
 def _labels(evaluation: Evaluation) -> np.ndarray | None:

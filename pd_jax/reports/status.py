@@ -19,7 +19,8 @@ from pd_jax.runs.stage_record import StageRecord
 from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 
-HEAD = f"{'':14}{'updates':>15}{'loss':>10}{'updates/s':>11}  last checkpoint"
+NUMBERS = f"{'':14}{'updates':>15}{'loss':>10}{'updates/s':>11}"  # 50 columns
+LAST = "last checkpoint"
 
 
 @dataclasses.dataclass
@@ -91,7 +92,7 @@ def read(workdir: str | os.PathLike) -> Status:
 
 
 def tell(status: Status) -> None:
-    """Prints a status, within 80 columns but for long names."""
+    """Prints a status, as wide as the terminal but for long names."""
     record = status.record
     state = {
         True: "a process is at work on it",
@@ -100,11 +101,13 @@ def tell(status: Status) -> None:
     }[status.in_use]
     console.show(f"{record.folder}: {'complete' if record.finished else state}\n")
     lines = [_line(stage, status.done(stage)) for stage in record.stages]
-    console.show("\n".join([HEAD, *lines, ""]))
+    wide = console.width() >= console.MAX_WIDTH
+    head = [f"{NUMBERS}  {LAST}" if wide else NUMBERS]
+    console.show("\n".join([*head, *lines, ""]))
     total = len(record.rows) + len(record.missing)
     console.show(f"{len(record.rows)} of {total or '?'} rows measured")
     if record.rows:
-        console.show(report.table(record.rows, everything=False))
+        console.show(report.summary(record.rows, console.width()))
     console.show("")
     if status.left:
         parts = [
@@ -134,7 +137,10 @@ def _line(stage: StageRecord, done: int) -> str:
         ("-" if math.isnan(loss) else f"{loss:.3g}").rjust(10),
         ("-" if stage.rate is None else f"{stage.rate:.3g}").rjust(11),
     )
-    return f"{stage.name:14}{''.join(cells)}  {saved}"
+    numbers = f"{stage.name:14}{''.join(cells)}"
+    if console.width() >= console.MAX_WIDTH:
+        return f"{numbers}  {saved}"
+    return f"{numbers}\n  {LAST}: {saved}"
 
 
 def _ago(moment: float) -> str:

@@ -26,7 +26,7 @@ class Terminal:
     def on_done(self, report: dict) -> None:
         """Prints the table of a run that was complete before."""
         console.say(f"everything is done already, nothing to do: {self._workdir}")
-        console.show(reports.table(report["rows"], everything=False))
+        console.show(reports.summary(report["rows"], console.width()))
 
     def on_begin(self, setup: Setup, present: list[str]) -> None:
         """Prints what is about to be done.
@@ -72,7 +72,9 @@ class Terminal:
 
     def on_end(self, report: dict) -> None:
         """Prints the table, warnings and times."""
-        console.show(reports.table(report["rows"], everything=False))
+        console.show(reports.summary(report["rows"], console.width()))
+        if report["floor"].get("metrics"):
+            console.say(reports.floor_line(report["floor"]))
         for warning in report["warnings"]:
             console.warn(f"warning: {warning}")
         for name, words in report["protocol"].items():

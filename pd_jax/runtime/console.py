@@ -1,4 +1,4 @@
-"""What a person sees: as much as they want, 80 columns wide, coloured on a terminal.
+"""What a person sees: as much as they want, 80 columns at most, coloured on a terminal.
 
 Errors, warnings and results are always printed; what is going on is not with --quiet,
 and its details only with --verbose.
@@ -6,13 +6,14 @@ and its details only with --verbose.
 
 import io
 import os
+import shutil
 import sys
 import textwrap
 from typing import TextIO
 
 from tqdm import tqdm
 
-WIDTH = 80
+MIN_WIDTH, MAX_WIDTH = 40, 80
 STYLES = {"bold": "1", "dim": "2", "red": "31", "yellow": "33"}
 QUIET, NORMAL, VERBOSE = range(3)
 
@@ -81,13 +82,20 @@ def error(text: str) -> None:
     _print(f"error: {text}", "red", sys.stderr)
 
 
+def width() -> int:
+    """Columns of a line: the terminal's, within limits."""
+    columns = shutil.get_terminal_size((MAX_WIDTH, 24)).columns
+    return min(max(columns, MIN_WIDTH), MAX_WIDTH)
+
+
 def _wrapped(text: str) -> str:
     """Text with its long lines broken between words; a path stays in one piece."""
+    most = width()
     wrapper = textwrap.TextWrapper(
-        WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        most, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
     return "\n".join(
-        wrapper.fill(line) if len(line) > WIDTH else line for line in text.split("\n")
+        wrapper.fill(line) if len(line) > most else line for line in text.split("\n")
     )
 
 
