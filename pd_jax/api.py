@@ -1,5 +1,7 @@
 """Runs with their reports: of a config, and of a model that one already has."""
 
+import collections
+import functools
 import hashlib
 import inspect
 import numbers
@@ -210,6 +212,11 @@ def _weights(params: Any) -> Any:
                 "graph, params, rest = nnx.split(module, nnx.Param, ...), graph and "
                 "rest)"
             )
+        if not leaf.size:  # no checkpoint holds it
+            raise Refused(
+                f"{where} has shape {leaf.shape}, so no values: leave it out, the "
+                "function can make it itself"
+            )
         leaf = np.asarray(leaf).astype(np.float32)
         if not np.isfinite(leaf).all():
             raise Refused(f"{where} has values that are not finite")
@@ -217,6 +224,14 @@ def _weights(params: Any) -> Any:
 
     if not jax.tree.leaves(params):
         raise Refused(f"params is {params!r:.100}, without any weights")
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    for path, times in collections.Counter(map(name, paths)).items():
+        if times > 1:
+            raise Refused(
+                f'params has {times} weights that checkpoints would call "{path}": '
+                "rename the keys that have / in them"
+            )
     return jax.tree_util.tree_map_with_path(one, params)
 
 

@@ -303,6 +303,13 @@ def test_batches_that_end_too_soon_leave_what_was_made(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "student_2" / "6").is_dir()
 
 
+class Length:
+    """What has a length alone."""
+
+    def __len__(self):
+        return 60
+
+
 def no_batches(first):
     raise AssertionError("read in spite of a mistake")
 
@@ -334,6 +341,9 @@ def no_batches(first):
         ({"params": [{"w": np.arange(3)}]}, r"params\[0\]\['w'\] is int"),
         ({"params": {"w": np.full(3, np.nan)}}, "not finite"),
         ({"params": {"w": apply}}, "is function: give floating-point arrays"),
+        ({"params": {"w": np.zeros((0, 3))}}, r"shape \(0, 3\), so no values"),
+        ({"params": {"a/b": np.ones(1), "a": {"b": np.ones(1)}}}, '2 weights .*"a/b"'),
+        ({"batches": Length()}, "batches are Length: give .* __getitem__ and __len__"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(changes, words, tmp_path):

@@ -249,6 +249,16 @@ def test_wrong_use_writes_nothing(bundle, tmp_path, monkeypatch, case):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_place_that_cannot_be_written_is_known_before_sampling(
+    bundle, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(Student, "at", None)
+    for name in ("grid.png", "array.npz"):
+        with pytest.raises(OSError, match="file"):
+            samples.sample(str(bundle), str(tmp_path / "file" / name), 4)
+
+
 @pytest.mark.parametrize("out", ["a.png", "a.npz", "a"])
 def test_samples_that_are_not_finite_are_not_written(bundle, tmp_path, out):
     student = pd_jax.load(bundle)

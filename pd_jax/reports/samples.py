@@ -215,6 +215,17 @@ def _finished(out: pathlib.Path, job: dict, read: Callable[[], str | None]) -> b
     return True
 
 
+def _check_place(out: pathlib.Path) -> None:
+    """Raises OSError where no file can be written: before samples are made for it."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(out.parent, os.W_OK)
+    except OSError as error:
+        raise OSError(f"--out={out} cannot be written ({error.strerror})") from error
+    if not writable:
+        raise OSError(f"--out={out} cannot be written: no permission in {out.parent}")
+
+
 def _grid(draw: _Draw, num: int, out: pathlib.Path) -> None:
     if num > MOST_IN_GRID:
         raise Refused(
@@ -229,6 +240,7 @@ def _grid(draw: _Draw, num: int, out: pathlib.Path) -> None:
 
     if _finished(out, job, read):
         return
+    _check_place(out)
     images = np.concatenate([x for _, x in draw.batches(num)])
     side = math.isqrt(num - 1) + 1
     _, places = grids.arranged(num, side)
