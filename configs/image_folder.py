@@ -2,7 +2,7 @@
 
     python -m pd_jax.main --config=configs/image_folder.py --config.data.path=FOLDER
 
-PNG, JPEG or WebP of any size, in one folder (with `--config.data.labels=True` and
+PNG, JPEG, WebP and more of any size in one folder (with `--config.data.labels=True` and
 `--config.model.num_classes=N`: in N folders, one for each class). Pictures are cropped
 to their central square and averaged down to `data.size`, 32 pixels here.
 

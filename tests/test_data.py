@@ -117,7 +117,7 @@ def test_what_is_read_later_is_checked_then():
         dataset.take(np.arange(4, 6))
 
 
-def test_npz_of_ones_own(tmp_path):
+def test_npz_of_ones_own(tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "a.npz", images=images, y=np.array([0, 1, 2, 1, 0]))
     path = str(tmp_path / "a.npz")
@@ -125,7 +125,11 @@ def test_npz_of_ones_own(tmp_path):
     levels = np.round((dataset.take(np.arange(5))["image"] + 1) * 127.5)
     np.testing.assert_array_equal(levels, images)
     assert dataset.num_classes == 3
+    assert "left out" not in capsys.readouterr().out
     assert data.get("npz", path=path).labels is None
+    assert "of its arrays these are left out: y" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 class Trap:

@@ -99,6 +99,43 @@ def test_all_that_can_be_read(mixed, load, capsys):
     assert "label" not in batch
 
 
+def test_common_suffixes_are_read_and_the_rest_is_counted(tmp_path, load, capsys):
+    root = tmp_path / "pictures"
+    read = [
+        "png",
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "webp",
+        "gif",
+        "bmp",
+        "dib",
+        "tif",
+        "TIFF",
+        "ppm",
+        "pgm",
+        "pbm",
+        "tga",
+    ]
+    formats = {"jfif": "JPEG", "jpe": "JPEG", "TIFF": "TIFF"}
+    for suffix in read:
+        mode = {"pgm": "L", "pbm": "1"}.get(suffix, "RGB")
+        image = Image.fromarray(noise(0, 8, 8, 3)).convert(mode)
+        save(root / "a" / f"x.{suffix}", image, format=formats.get(suffix))
+    for name in ("b.txt", "c.txt", "d.txt", "e.txt", "f.heic", "LICENSE"):
+        (root / name).write_text("no picture")
+    (root / "none").mkdir()
+    assert len(load(root)) == len(read)
+    said = capsys.readouterr().err
+    assert "6 other files are left out" in said
+    assert "  4 .txt: b.txt, c.txt, d.txt and 1 more" in said
+    assert "  1 .heic: f.heic" in said
+    assert "  1 without: LICENSE" in said
+    load(root, labels=True)
+    assert "none: no class, as no picture is in it" in capsys.readouterr().err
+
+
 def test_classes_are_folders(mixed, load):
     pictures = load(mixed, labels=True, flip=True)
     assert pictures.label_names == ("cats", "dogs", "odd")

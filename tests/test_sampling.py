@@ -174,6 +174,17 @@ def test_a_folder_of_pictures_goes_on_where_it_was_stopped(bundle, tmp_path, sto
     assert everything(out) == after
 
 
+def test_fewer_than_there_are_is_said(bundle, tmp_path, small, capsys):
+    for num in (16, 10):
+        samples.sample(str(bundle), str(tmp_path / "out"), num)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "16 samples, 16 new" in said
+    assert said.endswith(
+        "16 samples, done already, nothing to do; --num=10 are asked for: 6 others are "
+        "left there"
+    )
+
+
 def test_a_folder_without_a_picture_is_for_any_samples(bundle, tmp_path):
     out = tmp_path / "many"
     out.mkdir()

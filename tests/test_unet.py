@@ -128,3 +128,16 @@ def test_strided_and_class_conditional_networks():
 def test_wrong_fields_are_named(fields, size, says):
     with pytest.raises(ValueError, match=says):
         shapes(models.get("unet", **fields), size)
+
+
+def test_heights_that_no_level_has_are_said():
+    network = models.get("unet", ch_mult=(1, 2), attn_resolutions=(8, 14), remat=(7,))
+    first, second = models.notes(network, (28, 28, 1))
+    assert first.startswith(
+        "model.attn_resolutions=(8, 14): at 8 there is no attention"
+    )
+    assert first.endswith("examples of shape [28, 28, 1] have heights 28, 14")
+    assert second.startswith("model.remat=(7,): at 7 there is no remat")
+    fits = models.get("unet", ch_mult=(1, 2), attn_resolutions=(8,))
+    assert not models.notes(fits, (16, 14, 1))
+    assert not models.notes(models.get("mlp"), (28, 28, 1))

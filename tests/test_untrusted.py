@@ -314,7 +314,7 @@ def cache(tmp_path_factory):
     root = tmp_path_factory.mktemp("pictures")
     for i in range(5):
         Image.new("RGB", (4, 4), (40 * i,) * 3).save(root / f"{i}.png")
-    listed = _folder_cache.listing(root)
+    listed, _ = _folder_cache.listing(root)
     cached = _folder_cache.get(root, listed, 4, 10, str(root / "cache"))
     return {path.name: path.read_bytes() for path in (cached.file, cached.notes)}
 

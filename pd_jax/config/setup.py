@@ -16,7 +16,7 @@ from pd_jax.checkpoint.released import load_released
 from pd_jax.data import Dataset, Description
 from pd_jax.metrics import inception, load_statistics
 from pd_jax.models import Model
-from pd_jax.runtime import numerics
+from pd_jax.runtime import console, numerics, processes
 from pd_jax.runtime.errors import Refused
 from pd_jax.schedules import Schedule
 from pd_jax.space import PICTURES, Space
@@ -105,6 +105,9 @@ def precision(config: ConfigDict, platform: str) -> str:
 def _model(config: ConfigDict, dataset: Dataset | Description, platform: str) -> Model:
     section = config.model.to_dict()
     model = models.build(section, dataset.shape[-1], precision(config, platform))
+    if processes.is_first():
+        for note in models.notes(model.network, dataset.shape):
+            console.warn(note)
     classes = section.get("num_classes", 0)
     if dataset.num_classes is None:
         return model

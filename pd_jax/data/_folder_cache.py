@@ -26,7 +26,12 @@ from pd_jax.data._images import Unreadable, resize, square
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage.files import brief, read_json
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # in capitals, too
+# Of what Pillow reads; in capitals, too.
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jp2", ".j2k", ".tga", ".mpo"),
+)
 FORMAT = 1  # of the cache, and of how pictures are decoded
 
 
@@ -58,13 +63,17 @@ class Cached:
     enlarged: int
 
 
-def listing(root: pathlib.Path) -> list[File]:
-    """All pictures below a folder, by name; linked folders count."""
+def listing(root: pathlib.Path) -> tuple[list[File], list[str]]:
+    """All pictures below a folder, by name; linked folders count.
+
+    Returns:
+      The pictures; and the paths of all other files, by name.
+    """
 
     def fail(error: OSError):
         raise error
 
-    files, seen = [], set()
+    files, others, seen = [], [], set()
     for folder, inside, names in os.walk(root, followlinks=True, onerror=fail):
         real = os.path.realpath(folder)
         if real in seen:  # a link back up
@@ -73,16 +82,19 @@ def listing(root: pathlib.Path) -> list[File]:
         seen.add(real)
         inside[:] = [name for name in inside if not name.startswith(".")]
         for name in names:
-            if name.startswith(".") or not name.lower().endswith(SUFFIXES):
+            if name.startswith("."):
                 continue
             path = pathlib.Path(folder, name)
+            if not name.lower().endswith(SUFFIXES):
+                others.append(path.relative_to(root).as_posix())
+                continue
             try:
                 stat = path.stat()
                 size, time = stat.st_size, stat.st_mtime_ns
             except OSError:  # a link to nothing: reading it will say so
                 size, time = -1, 0
             files.append(File(path.relative_to(root).as_posix(), size, time))
-    return sorted(files, key=lambda file: file.name)
+    return sorted(files, key=lambda file: file.name), sorted(others)
 
 
 def get(

@@ -1,4 +1,4 @@
-"""The user's own pictures: a folder of PNG, JPEG and WebP files.
+"""The user's own pictures: a folder of PNG, JPEG, WebP and other common files.
 
 The first start decodes all of them into a cache, one ArrayRecord file of uint8 squares;
 later ones read that. A cache belongs to the exact files, their sizes and times: another
@@ -45,7 +45,8 @@ def load(
     """All pictures below a folder, [N, size, size, 3]: RGB, central square, resized.
 
     Turned as EXIF says, transparent parts on white, of animations the first frame.
-    Names that begin with a dot are passed over.
+    Names that begin with a dot are passed over; files that are no pictures by the ends
+    of their names are left out, counted and named.
 
     Args:
       path: the folder.
@@ -68,7 +69,8 @@ def load(
         raise Refused(f"data.size={size}: must be at least 1")
     if not 0.0 <= max_bad <= 1.0:
         raise Refused(f"data.max_bad={max_bad}: a share of files, from 0 to 1")
-    files = _folder_cache.listing(root)
+    files, others = _folder_cache.listing(root)
+    _say_others(root, others)
     if not files:
         raise Refused(
             f'data.path="{path}": no pictures in this folder; they end in '
@@ -87,10 +89,34 @@ def load(
         names = [files[i].name.partition("/")[0] for i in cached.places]
         known, place = np.unique(names, return_inverse=True)
         classes, numbers = tuple(known.tolist()), place.astype(np.int32)
+        folders = {path.name for path in root.iterdir() if path.is_dir()}
+        empty = sorted(n for n in folders - {*classes} if not n.startswith("."))
+        if empty:
+            _print(f"{root}: {_few(empty)}: no class, as no picture is in it")
     records = _folder_cache.Squares(cached.file, size, numbers)
     if len(records) * size * size * 3 <= IN_MEMORY_BYTES:
         return Pictures(records.all(), numbers, flip=flip, label_names=classes)
     return Records(records, (size, size, 3), len(classes), flip, classes)
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _few(names: list[str]) -> str:
+    """Names as text; the first of many."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _say_others(root: pathlib.Path, others: list[str]) -> None:
+    """One line for each kind of file that is left out by its name."""
+    kinds = {}
+    for name in others:
+        kinds.setdefault(pathlib.PurePath(name).suffix.lower(), []).append(name)
+    if kinds:
+        lines = [f"  {len(n)} {s or 'without'}: {_few(n)}" for s, n in kinds.items()]
+        _print("\n".join([f"{root}: {len(others)} other files are left out:", *lines]))
 
 
 def _say(root: pathlib.Path, cached, num: int, size: int) -> None:

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 from pd_jax.data import Dataset, InMemory
+from pd_jax.runtime import console
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage import files
 
@@ -40,6 +41,9 @@ def load(
         if key not in arrays:
             inside = ", ".join(files.npz_names(file)) or "nothing"
             raise Refused(f'{path}: no array "{key}"; the file has: {inside}')
+    others = [name for name in files.npz_names(file) if name not in wanted]
+    if others:
+        console.say(f"{path}: of its arrays these are left out: {', '.join(others)}")
     images = arrays[image_key]
     if images.ndim < 2 or (images.ndim != 4 and not kind) or not images.size:
         raise Refused(

@@ -11,6 +11,9 @@ The output is raw, of z's shape but for the last axis, which is `out_ch` wide. T
 `dropout` is set for each training; it draws from the rng collection "dropout" when
 `train` is true. What the output means says `Model`.
 
+A method `notes(shape)`, where a network has one, gives in words what its fields ask for
+that examples of this shape have not.
+
 The field `dtype`, where a network has one, follows the config's `precision`: the type
 of the arithmetic between the first and the last layer. Those two, the statistics of
 norms and the softmax stay in z's type, which the output is of.
@@ -34,6 +37,7 @@ __all__ = [
     "get",
     "has_dtype",
     "known",
+    "notes",
 ]
 
 _SET_BY_USE = ("out_ch", "dropout", "dtype")
@@ -64,6 +68,12 @@ def fields(name: str) -> dict:
 def has_dtype(name: str) -> bool:
     """Whether a network can be told the type of its arithmetic."""
     return "dtype" in {f.name for f in dataclasses.fields(_network(name))}
+
+
+def notes(network: object, shape: tuple[int, ...]) -> list[str]:
+    """What a network's fields ask for that examples of a shape have not, in words."""
+    ask = getattr(network, "notes", None)
+    return ask(shape) if ask else []
 
 
 def get(name: str, **kw) -> nn.Module:

@@ -144,7 +144,7 @@ class Network(nn.Module):
       emb_ch: width of the embedding of noise level and label.
       ch_mult: width of each level, in units of ch; each level has half the size.
       num_res_blocks: residual blocks a level.
-      attn_resolutions: heights at which there is attention.
+      attn_resolutions: heights at which there is attention, beside the middle.
       num_heads: attention heads, where head_dim is 0.
       head_dim: channels of an attention head; 0 for num_heads of them.
       logsnr_input_type: how the network is told the level; `_embedding.time_input`.
@@ -196,6 +196,18 @@ class Network(nn.Module):
                 f"model.ch={self.ch}, model.ch_mult={self.ch_mult}: ch is a multiple "
                 "of 32 (the groups of group norm), each of ch_mult at least 1"
             )
+
+    def notes(self, shape: tuple[int, ...]) -> list[str]:
+        """Heights in the fields that are not those of any level, in words."""
+        there = [shape[0] // 2**i for i in range(len(self.ch_mult))]
+        asked = {"attn_resolutions": "attention", "remat": "remat"}
+        return [
+            f"model.{key}={getattr(self, key)}: at {', '.join(map(str, absent))} there "
+            f"is no {what}, as the levels of examples of shape {list(shape)} have "
+            f"heights {', '.join(map(str, there))}"
+            for key, what in asked.items()
+            if (absent := [n for n in getattr(self, key) if n not in there])
+        ]
 
     def _embed(self, logsnr, label, extra) -> jax.Array:
         u = time_input(logsnr, self.logsnr_input_type)

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -311,7 +312,7 @@ def _wait(lock: int, out: pathlib.Path) -> None:
 
 def _folder(draw: _Draw, num: int, out: pathlib.Path) -> None:
     with _own(out, draw.job, out):
-        there = {name for name in os.listdir(out) if name.endswith(".png")}
+        there = {n for n in os.listdir(out) if re.fullmatch(r"\d{6,}\.png", n)}
 
         def missing(places):
             return any(f"{place:06d}.png" not in there for place in places)
@@ -323,7 +324,9 @@ def _folder(draw: _Draw, num: int, out: pathlib.Path) -> None:
                     made += 1
                     _png(out / name, image)
     done = f"{made} new" if made else "done already, nothing to do"
-    console.say(f"{out}: {num} samples, {done}")
+    if (more := len(there) + made - num) > 0:
+        done += f"; --num={num} are asked for: {more} others are left there"
+    console.say(f"{out}: {num + max(more, 0)} samples, {done}")
 
 
 def _png(path: pathlib.Path, image: np.ndarray) -> None:
