@@ -52,7 +52,7 @@ def _watch(workdir, aim):
         nonlocal left
         if left <= 0 or not re.fullmatch(aim.operation, event):
             return
-        if event == "open" and not set(str(arguments[1])) & set("wxa+"):
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
             return  # to read
         paths = [os.fsdecode(a) for a in arguments[:2] if isinstance(a, str | bytes)]
         if not any(p.startswith(workdir) and re.search(aim.pattern, p) for p in paths):
