@@ -39,6 +39,10 @@ class Encoded:
     def __getitem__(self, row):
         return self.records[row]
 
+    @property
+    def labels(self):
+        return np.array([record["label"] for record in self.records], np.int32)
+
 
 NUM = 80  # Grain's shuffle takes long over a handful
 SMALL = Records(Encoded(NUM), (6, 6, 3), num_classes=3, flip=True)
@@ -133,6 +137,7 @@ def test_take_and_labels():
     assert labels.dtype == np.int32
     shares = np.bincount(labels) / 5000
     np.testing.assert_allclose(shares, 1 / 3, atol=0.03)
+    assert SMALL.label_counts().tolist() == [27, 27, 26]
 
 
 def test_a_broken_record_is_named():
@@ -148,6 +153,8 @@ def test_a_label_of_a_class_that_there_is_not_is_named():
     assert len(two.take(np.array([0, 1, 3]))["label"]) == 3
     with pytest.raises(Refused, match=r"record 2 has label 2, and there are 2 classes"):
         two.take(np.arange(3))
+    with pytest.raises(Refused, match=r"record 2 has label 2, and there are 2 classes"):
+        two.draw_labels(np.random.default_rng(0), 3)
 
 
 class Cut(Encoded):

@@ -95,6 +95,43 @@ def test_labels(one, images):
         dataclasses.replace(one, labels=("ant", "bee"))
 
 
+def test_labels_are_drawn_as_often_as_the_data_had_them(one, file, tmp_path):
+    places = np.arange(20_000, dtype=np.uint32)
+    for counts in ((0, 900, 100), (5, 0, 0), (1, 2**40, 2**40)):
+        drawn = np.asarray(samplers.labels(KEY, places, 3, counts))
+        found = np.bincount(drawn, minlength=3)
+        share = np.array(counts) / sum(counts)
+        np.testing.assert_allclose(found / len(places), share, atol=0.015)
+        assert not found[np.array(counts) == 0].any()
+        np.testing.assert_array_equal(
+            samplers.labels(KEY, places[7:9], 3, counts), drawn[7:9]
+        )
+    # All alike: as without counts.
+    even = samplers.labels(KEY, places, 3)
+    np.testing.assert_array_equal(samplers.labels(KEY, places, 3, (4, 4, 4)), even)
+
+    uneven = dataclasses.replace(one, label_counts=(0, 9, 1))
+    drawn = np.asarray(
+        samplers.labels(KEY, np.arange(10, dtype=np.uint32), 3, (0, 9, 1))
+    )
+    expected = one.sample(KEY, 10, list(drawn))
+    assert close(uneven.sample(KEY, 10), expected)
+    with pytest.raises(Refused, match=r"0 \(ant\): no example .* had 1 \(bee\), 2 \(c"):
+        uneven.sample(KEY, 2, "ant")
+    with pytest.raises(Refused, match=r"label=0 \(ant\): no example"):
+        uneven.sample(KEY, 2, 0)
+    with pytest.raises(Refused, match="give one for each, not all 0"):
+        dataclasses.replace(one, label_counts=(1, 2))
+    # Kept in a bundle, and in its program.
+    path = tmp_path / "uneven.safetensors"
+    uneven.save(path)
+    for program in (False, True):
+        loaded = pd_jax.load(path, program=program)
+        assert loaded.label_counts == (0, 9, 1)
+        assert close(loaded.sample(KEY, 10), expected)
+    assert pd_jax.load(file).label_counts == ()
+
+
 def test_a_student_prints_as_one_line(one):
     says = "num_steps=4, sampler='ddim', shape=(4, 4, 1), num_classes=3, 10,008 weights"
     assert repr(one) == f"Student({says})"

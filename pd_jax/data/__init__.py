@@ -52,12 +52,14 @@ class Dataset(abc.ABC):
       shape: shape of one example.
       kind: of `pd_jax.space`; "" for what the shape tells.
       num_classes: one more than the largest label; 0 without labels.
+      labels: [N] int32, of all examples, as one array; None without labels.
       denoise: the exact denoiser of the distribution, where there is one.
       reference: examples that samples are compared with: held-back ones, or these.
     """
 
     shape: tuple[int, ...]
     num_classes: int
+    labels: np.ndarray | None = None
     kind: str = ""
     denoise: Denoiser | None = None
 
@@ -97,9 +99,21 @@ class Dataset(abc.ABC):
           workers: processes that read and decode; 0 for none but this one.
         """
 
-    @abc.abstractmethod
     def draw_labels(self, rng: np.random.Generator, num: int) -> np.ndarray | None:
         """Labels [num] int32, as often as they occur; None without labels."""
+        if self.labels is None:
+            return None
+        return self.labels[rng.integers(len(self.labels), size=num)]
+
+    def label_counts(self) -> np.ndarray | None:
+        """How often each label occurs, [num_classes]; None without labels."""
+        if self.labels is None:
+            return None
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+    def recall(self, counts: np.ndarray) -> None:
+        """Told what `label_counts` a stopped run had come to; of use to streams."""
+        return None
 
     def identity(self) -> dict:
         """What tells this data from other data, of JSON; see `_identity`."""
@@ -205,12 +219,6 @@ class InMemory(Dataset):
                 image = batch["image"]
                 image[flipped] = image[flipped][:, :, ::-1]
             yield batch
-
-    def draw_labels(self, rng: np.random.Generator, num: int) -> np.ndarray | None:
-        """Labels [num] int32, as often as they occur; None without labels."""
-        if self.labels is None:
-            return None
-        return self.labels[rng.integers(len(self.labels), size=num)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -347,7 +355,7 @@ class Places(Dataset):
         """Of a data set, whose labels and held-back examples it has."""
         self._dataset = dataset
         self.shape, self.num_classes = dataset.shape, dataset.num_classes
-        self.kind = dataset.kind
+        self.kind, self.labels = dataset.kind, dataset.labels
 
     @property
     def reference(self) -> Dataset:
@@ -381,7 +389,3 @@ class Places(Dataset):
                 batch["label"] = labels[index * own : (index + 1) * own]
             first += size
             yield batch
-
-    def draw_labels(self, rng: np.random.Generator, num: int) -> np.ndarray | None:
-        """Labels [num] int32, as often as they occur; None without labels."""
-        return self._dataset.draw_labels(rng, num)

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import shutil
@@ -17,7 +18,7 @@ import grain.python as grain
 import numpy as np
 from absl import flags
 
-from pd_jax.data import Dataset, to_float
+from pd_jax.data import Dataset, to_float, to_labels
 from pd_jax.data._images import Unreadable, decode
 from pd_jax.runtime.errors import Refused
 from pd_jax.storage.files import brief
@@ -32,7 +33,12 @@ class Source(Protocol):
 
     A record is {"image": an encoded picture, or uint8 [H, W, C] as it shall be,
     "label": int (if any)}.
+
+    Attributes:
+      labels: [N] int32, of all records, as one array; None without labels.
     """
+
+    labels: np.ndarray | None
 
     def __len__(self) -> int: ...
 
@@ -60,6 +66,29 @@ class Records(Dataset):
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.source)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        """[N] int32, of all records, as one array; None without labels.
+
+        Raises:
+          Refused: for labels of classes that there are not.
+        """
+        if not self.num_classes:
+            return None
+        labels = to_labels(self.source.labels, len(self), f"{self.source}: labels")
+        self._check(labels, np.arange(len(self)))
+        return labels
+
+    def _check(self, labels: np.ndarray, rows: np.ndarray) -> None:
+        """Refuses labels of these rows that are of no class, naming the first."""
+        wrong = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
+        if len(wrong):
+            raise Refused(
+                f"{self.source}: record {rows[wrong[0]]} has label {labels[wrong[0]]}, "
+                f"and there are {self.num_classes} classes, counted from 0: prepare "
+                "the data again"
+            )
 
     def __getitem__(self, row: int) -> dict:
         """{"image": uint8 of `shape`, "label": int32 (if any)}.
@@ -91,13 +120,9 @@ class Records(Dataset):
             )
         if not self.num_classes:
             return {"image": image}
-        label = int(record["label"])
-        if not 0 <= label < self.num_classes:
-            raise Refused(
-                f"{self.source}: record {row} has label {label}, and there are "
-                f"{self.num_classes} classes, counted from 0: prepare the data again"
-            )
-        return {"image": image, "label": np.int32(label)}
+        label = np.array([record["label"]], np.int32)
+        self._check(label, np.array([row]))
+        return {"image": image, "label": label[0]}
 
     def take(self, rows: np.ndarray) -> dict:
         """The examples of these rows as a batch."""
@@ -105,13 +130,6 @@ class Records(Dataset):
             examples = list(threads.map(self.__getitem__, map(int, rows)))
         batch = {key: np.stack([e[key] for e in examples]) for key in examples[0]}
         return {**batch, "image": to_float(batch["image"])}
-
-    def draw_labels(self, rng: np.random.Generator, num: int) -> np.ndarray | None:
-        """Labels [num] int32 of records drawn at random; None without labels."""
-        if not self.num_classes:
-            return None
-        rows = rng.integers(len(self), size=num)
-        return np.array([self.source[int(row)]["label"] for row in rows], np.int32)
 
     def batches(
         self,

@@ -58,6 +58,8 @@ class Stream(Dataset):
         self._updates = dict(updates)
         self._place = _Place(source)
         self._form, self._known = None, num_classes
+        self._seen = np.zeros(0, np.int64)  # how often each label came
+        self._counts = None  # the same of a whole list
         first = [self._checked(0, raw) for raw in self._place.first(1)]
         if not first:
             raise Refused("there is not one batch to learn from")
@@ -89,6 +91,7 @@ class Stream(Dataset):
 
     def _look_at(self, batches: Sequence) -> None:
         """Checks shapes and labels of a whole list; counts classes if need be."""
+        counts = np.zeros(0, np.int64)
         for number, batch in enumerate(batches):
             with self._named(number):
                 parts = _parts(batch)
@@ -97,8 +100,10 @@ class Stream(Dataset):
                     continue
                 label = to_labels(parts["label"], self.size)
                 self._check_label(label)
+            counts = _add(counts, np.bincount(label))
             if not self._known:
-                self.num_classes = max(self.num_classes, int(label.max()) + 1)
+                self.num_classes = max(self.num_classes, len(counts))
+        self._counts = counts if len(counts) else None
 
     @property
     def forgets(self) -> bool:
@@ -118,9 +123,23 @@ class Stream(Dataset):
         """The examples of these rows as a batch."""
         return self._kept.take(rows)
 
-    def draw_labels(self, rng: np.random.Generator, num: int) -> np.ndarray | None:
-        """Labels [num] int32, as often as they occur; None without labels."""
-        return self._kept.draw_labels(rng, num)
+    @property
+    def labels(self) -> np.ndarray | None:
+        """[N] int32, of the examples that were kept; None without labels."""
+        return self._kept.labels
+
+    def label_counts(self) -> np.ndarray | None:
+        """How often each label came so far; of a list, how often it is there."""
+        if self.labels is None:
+            return None
+        counts = self._seen if self._counts is None else self._counts
+        counts = counts if counts.any() else np.bincount(self.labels)
+        return _add(np.zeros(self.num_classes, np.int64), counts)
+
+    def recall(self, counts: np.ndarray) -> None:
+        """Goes on from the counts of labels that a stopped run had come to."""
+        if counts.sum() > self._seen.sum():
+            self._seen = counts
 
     def go_on(self, before: dict) -> None:
         """As of any data set, of what is indexed; others may differ at every start.
@@ -166,6 +185,8 @@ class Stream(Dataset):
                     "go on with more, or give an iterable that can be started over"
                 )
             batch = self._checked(number, batch)
+            if "label" in batch:
+                self._seen = _add(self._seen, np.bincount(batch["label"]))
             mine = {name: a[own] for name, a in batch.items()}
             yield mine
         while True:  # taken ahead of need, and never used
@@ -309,6 +330,14 @@ def _endless(source: Iterable) -> Iterator:
             yield batch
         if batch is None:
             return
+
+
+def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The sum of two counts of labels, of which one may know of more."""
+    total = np.zeros(max(len(a), len(b)), np.int64)
+    total[: len(a)] += a
+    total[: len(b)] += b
+    return total
 
 
 def _parts(batch: object) -> dict:

@@ -4,13 +4,21 @@
 TensorFlow; training needs the files alone.
 """
 
+import contextlib
 import dataclasses
+import functools
+import io
+import re
 
 import numpy as np
+from etils import epath
 
 from pd_jax.data import Dataset, Description
 from pd_jax.data._records import Records
 from pd_jax.runtime.errors import Refused
+from pd_jax.storage.writers import write_whole
+
+BLOCK = 4096  # records that are read at once for their labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +29,34 @@ class _Split:
     data: object  # tfds' data source, which leaves pictures encoded
     image_key: str
     label_key: str
+    kept: epath.Path  # where labels are kept as one array
 
     def __str__(self) -> str:
         return self.name
 
     def __len__(self) -> int:
         return len(self.data)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        """[N] int32: read once, from then on from a file beside the data set's own."""
+        if not self.label_key:
+            return None
+        if self.kept.exists():
+            with contextlib.suppress(ValueError, OSError):
+                labels = np.load(io.BytesIO(self.kept.read_bytes()), allow_pickle=False)
+                if labels.shape == (len(self),):
+                    return labels
+        labels = np.empty(len(self), np.int32)
+        for first in range(0, len(self), BLOCK):
+            rows = range(first, min(first + BLOCK, len(self)))
+            examples = self.data.__getitems__(list(rows))
+            labels[first : rows.stop] = [e[self.label_key] for e in examples]
+        content = io.BytesIO()
+        np.save(content, labels)
+        with contextlib.suppress(OSError):  # a folder that is only read is read again
+            write_whole(self.kept, content.getvalue())
+        return labels
 
     def __getitem__(self, row: int) -> dict:
         example = self.data[row]
@@ -137,7 +167,9 @@ def _split(builder, dataset: str, split: str, image_key: str, label_key: str) ->
         data = builder.as_data_source(
             split, decoders=decoders, file_format="array_record"
         )
-        source = _Split(f"{dataset} {split}", data, image_key, label_key)
+        name = re.sub(r"[^\w]+", "_", f"{split}_{label_key}")
+        kept = epath.Path(builder.data_dir) / f".pd_jax_labels_{name}.npy"
+        source = _Split(f"{dataset} {split}", data, image_key, label_key, kept)
         if len(source):
             source[0]
             return source

@@ -37,7 +37,7 @@ from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL
 
 CONTENT = (
-    *("num_steps", "step_counts", "sampler", "labels"),
+    *("num_steps", "step_counts", "sampler", "labels", "label_counts"),
     *("metrics", "facts"),
 )
 
@@ -380,7 +380,13 @@ def _described(facts: dict, config: ConfigDict, model: Model | None) -> dict:
         "schedule": schedules.get(**facts["schedule"]),
         "space": space,
         "labels": labels if len(labels) == classes > 1 else classes or None,
+        "label_counts": _counts(facts.get("label_counts", ()), classes),
     }
+
+
+def _counts(counts: list[int], classes: int) -> tuple[int, ...]:
+    """Those of a network's classes, of which the data may have had fewer."""
+    return (*counts, *[0] * (classes - len(counts))) if counts else ()
 
 
 def _chain(record: Record, config: ConfigDict, name: str) -> list[dict]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -110,6 +111,12 @@ class Stages:
             },
         }
 
+    def label_counts(self) -> dict:
+        """{"label_counts": how often the data had each label so far}, if any."""
+        classes = getattr(self._setup.model.network, "num_classes", 0)
+        counts = self._setup.dataset.label_counts() if classes > 1 else None
+        return {} if counts is None else {"label_counts": counts.tolist()}
+
     def _function(self) -> dict:
         """What loading must know of a caller's own network, beside the function."""
         leaves = jax.tree_util.tree_leaves_with_path(self._setup.shapes)
@@ -139,6 +146,8 @@ class Stages:
                 + "\n  ".join(changed)
                 + "\nPut back what was there, or use another folder with --workdir=DIR."
             )
+        if counts := facts.get("label_counts"):
+            self._setup.dataset.recall(np.array(counts))
 
     def lost(self, stage: Stage, error: Damaged) -> Refused:
         """The end of a stage that others came from: nothing here can replace it."""

@@ -116,9 +116,31 @@ def step_keys(key: jax.Array, place: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(root, place)
 
 
-def labels(key: jax.Array, place: jax.Array, num_classes: int) -> jax.Array:
-    """Labels [B] int32 of places [B], all as likely, of the same key as `noise`."""
+def labels(
+    key: jax.Array,
+    place: jax.Array,
+    num_classes: int,
+    counts: tuple[int, ...] = (),
+) -> jax.Array:
+    """Labels [B] int32 of places [B], of the same key as `noise`.
+
+    Args:
+      key, place: as for `noise`.
+      num_classes: of the labels, 0 to num_classes - 1.
+      counts: how often each occurs, not all 0: so often it is drawn; () for all alike.
+    """
     root = jax.random.fold_in(key, 2)
+    if len(set(counts)) > 1:
+        # In whole numbers: the same on every platform, and what has no count not once.
+        ends = np.cumsum(np.asarray(counts, object)) * 2**32 // sum(counts)
+
+        @jax.vmap
+        def draw(place):
+            bits = jax.random.bits(jax.random.fold_in(root, place), (), jnp.uint32)
+            below = jnp.asarray(ends[:-1].clip(0, 2**32 - 1).astype(np.uint32))
+            return jnp.searchsorted(below, bits, side="right").astype(jnp.int32)
+
+        return draw(place)
 
     @jax.vmap
     def draw(place):

@@ -45,7 +45,7 @@ KINDS = {
     "digests": dict,
 }
 # Lacking in older files, with what they then mean.
-OPTIONAL = {"step_counts": [], "kind": ""}
+OPTIONAL = {"step_counts": [], "kind": "", "label_counts": []}
 
 
 def flatten(params: Any) -> dict[str, Any]:
@@ -229,6 +229,11 @@ def _content(metadata: dict[str, str] | None) -> dict:
         type(n) is int and 1 <= n <= MOST_STEPS for n in counts
     ):
         raise ValueError(f"step_counts is {str(counts)[:100]}")
+    counts = content["label_counts"]
+    if not isinstance(counts, list) or not all(
+        type(n) is int and 0 <= n < 2**53 for n in counts
+    ):
+        raise ValueError(f"label_counts is {str(counts)[:100]}")
     _check_shape(content["shape"])
     labels = content["labels"]
     if isinstance(labels, list) and not all(isinstance(name, str) for name in labels):

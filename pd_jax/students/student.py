@@ -23,7 +23,7 @@ from pd_jax.storage import files
 from pd_jax.students import bundle
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-ANY = -1  # in place of a label: drawn from all, as likely each
+ANY = -1  # in place of a label: drawn as often as the data had it
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -39,6 +39,7 @@ class Student:
         shape, which tells that.
       sampler: a method of `samplers.sample`.
       labels: of a class-conditional model, the classes' names or their number.
+      label_counts: how often the data had each class; () for all alike.
       metrics: what was measured of its samples.
       facts: where it comes from, as JSON.
       step_counts: all numbers of steps that it was made for; () for num_steps alone.
@@ -51,6 +52,7 @@ class Student:
     space: Space | tuple[int, ...]
     sampler: str = "ddim"
     labels: Sequence[str] | int | None = None
+    label_counts: tuple[int, ...] = ()
     metrics: dict = dataclasses.field(default_factory=dict)
     facts: dict = dataclasses.field(default_factory=dict)
     step_counts: tuple[int, ...] = ()
@@ -60,6 +62,13 @@ class Student:
         if not isinstance(self.space, Space):
             object.__setattr__(self, "space", Space.of(self.space))
         object.__setattr__(self, "step_counts", tuple(self.step_counts))
+        counts = tuple(map(int, self.label_counts))
+        object.__setattr__(self, "label_counts", counts)
+        if counts and (len(counts) != self.num_classes or max(counts) < 1):
+            raise Refused(
+                f"label_counts of {len(counts)} classes, {sum(counts)} in all, for "
+                f"num_classes={self.num_classes}: give one for each, not all 0"
+            )
         if self.num_steps < 0:
             raise Refused(f"num_steps={self.num_steps}: at least 0")
         if self.step_counts and self.num_steps not in self.step_counts:
@@ -149,13 +158,27 @@ class Student:
             raise Refused(f"label={label}: this student has no labels")
         if isinstance(label, str) and not isinstance(self.labels, int):
             known = list(self.labels)
-            return known.index(registry.check(label, known, "label"))
+            label = known.index(registry.check(label, known, "label"))
         if label not in range(self.num_classes):
             raise Refused(
                 f"label={label}: labels are whole numbers from 0 to "
                 f"{self.num_classes - 1}"
             )
+        if self.label_counts and not self.label_counts[label]:
+            seen = np.flatnonzero(self.label_counts)
+            some = ", ".join(map(self._name, seen[:20]))
+            more = f" and {len(seen) - 20} more" if len(seen) > 20 else ""
+            raise Refused(
+                f"label={self._name(label)}: no example that this student learnt from "
+                f"had it; they had {some}{more}"
+            )
         return int(label)
+
+    def _name(self, label: int) -> str:
+        """A class's number, and its name where it has one."""
+        if isinstance(self.labels, int):
+            return str(label)
+        return f"{label} ({self.labels[label]})"
 
     def sample(
         self,
@@ -174,7 +197,7 @@ class Student:
           key: `jax.random.key(seed)`.
           num: how many.
           label: a class by number or name, or one for each sample; None draws them,
-            each class as likely as the others.
+            each class as often as the data had it.
           num_steps: another of its `step_counts`, or, with `force`, any; a teacher
             needs it.
           sampler: another method of `samplers.sample`, for a teacher, or with `force`.
@@ -246,6 +269,7 @@ class Student:
             self.space,
             sampler or self.sampler,
             self.num_classes,
+            self.label_counts,
             split,
         )
 
@@ -361,6 +385,7 @@ class Student:
             "shape": list(self.shape),
             "kind": self.space.kind,
             "labels": self._labels,
+            "label_counts": list(self.label_counts),
             "model": models.describe(self.model),
             "output": getattr(self.model, "output", None),
             "precision": jnp.dtype(getattr(self.model, "dtype", jnp.float32)).name,
@@ -380,6 +405,7 @@ class _Recipe:
     space: Space
     sampler: str
     num_classes: int
+    label_counts: tuple[int, ...]
     split: NamedSharding | None
 
 
@@ -393,7 +419,8 @@ def _sample(
 ) -> jax.Array:
     """Samples [B, ...] at places [B], pure; label [B] int32, `ANY` for any."""
     if recipe.num_classes > 1:
-        drawn = samplers.labels(key, place, recipe.num_classes)
+        counts = recipe.label_counts
+        drawn = samplers.labels(key, place, recipe.num_classes, counts)
         label = jnp.where(label == ANY, drawn, label)
     else:
         label = None
