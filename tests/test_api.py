@@ -801,3 +801,40 @@ def test_points_are_no_pictures(tmp_path):
     )
     mine.close()
     assert events(tmp_path / "tensorboard" / "rows" / "teacher") == [("kid", 4)]
+
+
+def test_students_know_how_often_each_label_came(tmp_path):
+    """Labels 1 and 2 of three, 1 nine times as often: of a data set, and a stream."""
+    labels = np.where(np.arange(64) % 10, 1, 2)
+    rows = np.arange(8)
+
+    def stream(first):
+        for number in itertools.count(first):
+            at = (8 * number + rows) % 64
+            yield {"image": IMAGES[at], "label": labels[at]}
+
+    counts = (0, *np.bincount(labels)[1:])
+    for name, data in (("data", InMemory(IMAGES, labels)), ("stream", stream)):
+        folder = tmp_path / name
+        batch = {"batch": 8} if name == "data" else {}
+        given = dict(workdir=folder, num_classes=3, **batch, **KEYS)
+        students = pd_jax.distil(apply, weights(), data, **given)
+        for student in students.values():
+            share = np.divide(student.label_counts, sum(student.label_counts))
+            np.testing.assert_allclose(share, np.divide(counts, 64), atol=0.05)
+            with pytest.raises(Refused, match=r"label=0: no example .* they had 1, 2"):
+                student.sample(numerics.key(0), 2, 0)
+        loaded = pd_jax.load(folder, apply=apply)
+        assert loaded.label_counts == students[1].label_counts
+        if name == "data":
+            assert students[1].label_counts == counts
+            continue
+        assert [sum(students[n].label_counts) for n in (2, 1)] == [6 * 8, 12 * 8]
+        # A call that goes on knows what came before, and not what it reads ahead.
+        again, seed = Stream(stream, stages(6, 6), 16, num_classes=3), (0, 1, 1)
+        again.recall(np.array(students[2].label_counts))
+        ahead = again.batches(0, 8, seed)
+        for _ in range(5):
+            next(ahead)
+        assert again.label_counts(3 * 8, seed).sum() == 9 * 8
+        assert again.label_counts(3 * 8, seed).sum() == 9 * 8

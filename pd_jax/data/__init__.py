@@ -105,8 +105,15 @@ class Dataset(abc.ABC):
             return None
         return self.labels[rng.integers(len(self.labels), size=num)]
 
-    def label_counts(self) -> np.ndarray | None:
-        """How often each label occurs, [num_classes]; None without labels."""
+    def label_counts(
+        self, first: int = 0, seed: tuple[int, ...] = ()
+    ) -> np.ndarray | None:
+        """How often each label occurs, [num_classes]; None without labels.
+
+        Args:
+          first, seed: a place, as for `batches`: what is known only as it comes counts
+            what came before that, and nothing that was read ahead.
+        """
         if self.labels is None:
             return None
         return np.bincount(self.labels, minlength=self.num_classes)

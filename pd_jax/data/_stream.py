@@ -58,7 +58,8 @@ class Stream(Dataset):
         self._updates = dict(updates)
         self._place = _Place(source)
         self._form, self._known = None, num_classes
-        self._seen = np.zeros(0, np.int64)  # how often each label came
+        self._seen = np.zeros(0, np.int64)  # how often each label was learnt from
+        self._ahead = {}  # the same of each batch after those, by number
         self._counts = None  # the same of a whole list
         first = [self._checked(0, raw) for raw in self._place.first(1)]
         if not first:
@@ -128,10 +129,20 @@ class Stream(Dataset):
         """[N] int32, of the examples that were kept; None without labels."""
         return self._kept.labels
 
-    def label_counts(self) -> np.ndarray | None:
-        """How often each label came so far; of a list, how often it is there."""
+    def label_counts(
+        self, first: int = 0, seed: tuple[int, ...] = ()
+    ) -> np.ndarray | None:
+        """How often each label came before a place; of a list, how often it is there.
+
+        Where none came, of the examples that were kept.
+        """
         if self.labels is None:
             return None
+        if seed:
+            begin = self._ends[seed[-2:]] - self._updates[seed[-2:]]
+            learnt = [n for n in [*self._ahead] if n < begin + first // self.size]
+            for number in learnt:
+                self._seen = _add(self._seen, self._ahead.pop(number))
         counts = self._seen if self._counts is None else self._counts
         counts = counts if counts.any() else np.bincount(self.labels)
         return _add(np.zeros(self.num_classes, np.int64), counts)
@@ -139,7 +150,7 @@ class Stream(Dataset):
     def recall(self, counts: np.ndarray) -> None:
         """Goes on from the counts of labels that a stopped run had come to."""
         if counts.sum() > self._seen.sum():
-            self._seen = counts
+            self._seen = np.asarray(counts, np.int64)
 
     def go_on(self, before: dict) -> None:
         """As of any data set, of what is indexed; others may differ at every start.
@@ -174,6 +185,7 @@ class Stream(Dataset):
         """
         end, updates = self._ends[seed[-2:]], self._updates[seed[-2:]]
         begin = end - updates + first // size
+        self._ahead.clear()
         index, count = part
         own = slice(index * size // count, (index + 1) * size // count)
         for number in range(begin, end):
@@ -186,7 +198,7 @@ class Stream(Dataset):
                 )
             batch = self._checked(number, batch)
             if "label" in batch:
-                self._seen = _add(self._seen, np.bincount(batch["label"]))
+                self._ahead[number] = np.bincount(batch["label"])
             mine = {name: a[own] for name, a in batch.items()}
             yield mine
         while True:  # taken ahead of need, and never used

@@ -326,7 +326,7 @@ class _Run:
                     seconds = facts["seconds"] + time.monotonic() - began
                     traces = max(facts["traces"], training.step.traces)
                     new = {"seconds": seconds, "traces": traces, **made, **loop.facts}
-                    new |= self.stages.label_counts()
+                    new |= self.stages.label_counts(training, stage, loop.done)
                     whole = training.step.everywhere(state)
                     checkpoints.save(whole, training.method, new)
                     saved = loop.done

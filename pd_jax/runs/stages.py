@@ -111,10 +111,13 @@ class Stages:
             },
         }
 
-    def label_counts(self) -> dict:
-        """{"label_counts": how often the data had each label so far}, if any."""
+    def label_counts(self, training: Training, stage: Stage, done: int) -> dict:
+        """{"label_counts": how often the data had each label by an update}, if any."""
         classes = getattr(self._setup.model.network, "num_classes", 0)
-        counts = self._setup.dataset.label_counts() if classes > 1 else None
+        counts = None
+        if classes > 1:
+            place = done * training.batch, (*training.seed, stage.index)
+            counts = self._setup.dataset.label_counts(*place)
         return {} if counts is None else {"label_counts": counts.tolist()}
 
     def _function(self) -> dict:
