@@ -8,7 +8,7 @@
     pd-jax --mode=export --workdir=DIR [--num_steps=4]
     pd-jax --mode=sample --from=BUNDLE_OR_WORKDIR --num=64
         --out=NAME.png|NAME.npz|FOLDER [--label=3] [--seed=0] [--num_steps=4]
-        [--sampler=ddim] [--program]
+        [--teacher] [--sampler=ddim] [--program]
     pd-jax --mode=compare FOLDER FOLDER ... [--out=compare.html]
     pd-jax --version
 
@@ -16,8 +16,9 @@ CONFIG is a file, or the name of a config that comes with pd_jax, such as digits
 `run` does whatever a run still lacks; `estimate` says what one would take, without the
 data, and writes nothing; `status` says where a run is, and only reads; `export` writes
 each finished student as one file, below DIR/students; `sample` draws samples of a
-student, with --program by the code in its bundle, whatever network that is of;
-`compare` sets runs side by side on a page, finished or not.
+student, with --program by the code in its bundle, whatever network that is of, or with
+--teacher of the run's teacher, in any number of steps; `compare` sets runs side by side
+on a page, finished or not.
 
 --quiet: nothing but errors, warnings and the last table; --verbose: also what is
 compiled and saved, each row's figures, devices and versions.
@@ -64,12 +65,13 @@ NUM_CHIPS = flags.DEFINE_integer("num_chips", 8, "How many share the batch")
 UTILISATION = flags.DEFINE_float("utilisation", 0.4, "Share of the chips' peak reached")
 COMPILE = flags.DEFINE_bool("compile", False, "Ask the compiler for the step's memory")
 # Students.
-FROM = flags.DEFINE_string("from", None, "A bundle, or a run's folder")
+FROM = flags.DEFINE_string("from", None, "A bundle, or, as --workdir, a run's folder")
 OUT = flags.DEFINE_string("out", None, "Samples: NAME.png, .npz or a folder; or a page")
 NUM = flags.DEFINE_integer("num", 64, "How many samples")
 LABEL = flags.DEFINE_string("label", None, "Class, by name or number; default all")
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples' noise")
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "The student of so many steps")
+TEACHER = flags.DEFINE_bool("teacher", False, "The teacher, in --num_steps steps")
 PROGRAM = flags.DEFINE_bool("program", False, "Run the bundle's own program: code")
 SAMPLER = flags.DEFINE_string("sampler", None, "In place of the student's own")
 
@@ -79,6 +81,25 @@ def _workdir() -> str:
     if WORKDIR.value == "":
         raise Refused("--workdir= is empty: give a folder, or leave the flag out")
     return WORKDIR.value or os.path.join("runs", command.name().replace(":", "_"))
+
+
+def _from() -> str | None:
+    """What is read from: --from and --workdir mean the same."""
+    given = {flag.value for flag in (FROM, WORKDIR) if flag.value is not None}
+    if len(given) > 1:
+        raise Refused(
+            f"--from={FROM.value} and --workdir={WORKDIR.value} mean the same: give one"
+        )
+    if "" in given:
+        raise Refused("--from= is empty: give a folder or a file")
+    return next(iter(given), None)
+
+
+def _folder() -> str:
+    """A run's folder that is read."""
+    if _from() is None and command.CONFIG.value is None:
+        raise Refused("the run's folder is missing: --workdir=DIR")
+    return _from() or _workdir()
 
 
 def _run() -> None:
@@ -118,9 +139,7 @@ def _export() -> None:
     """Mode `export`: bundles of a run's students."""
     from pd_jax.reports import samples
 
-    if command.CONFIG.value is None and WORKDIR.value is None:
-        raise Refused("--workdir=DIR is missing, the run's folder")
-    samples.export(_workdir(), NUM_STEPS.value)
+    samples.export(_folder(), NUM_STEPS.value)
 
 
 def _sample() -> None:
@@ -128,14 +147,12 @@ def _sample() -> None:
     from pd_jax.reports import samples
     from pd_jax.runtime import compilation
 
-    for flag in (FROM, OUT):
-        if flag.value is None:
-            raise Refused(
-                f"--{flag.name} is missing: --from=BUNDLE_OR_WORKDIR --out=OUT"
-            )
+    for name, value in (("from", _from()), ("out", OUT.value)):
+        if value is None:
+            raise Refused(f"--{name} is missing: --from=BUNDLE_OR_WORKDIR --out=OUT")
     compilation.keep()
     samples.sample(
-        FROM.value,
+        _from(),
         OUT.value,
         NUM.value,
         label=LABEL.value,
@@ -143,6 +160,7 @@ def _sample() -> None:
         num_steps=NUM_STEPS.value,
         sampler=SAMPLER.value,
         program=PROGRAM.value,
+        teacher=TEACHER.value,
     )
 
 
@@ -150,9 +168,7 @@ def _status() -> None:
     """Mode `status`: where a run is."""
     from pd_jax.reports import status
 
-    if WORKDIR.value is None and command.CONFIG.value is None:
-        raise Refused("--mode=status needs the run's folder: --workdir=DIR")
-    status.tell(status.read(_workdir()))
+    status.tell(status.read(_folder()))
 
 
 def _compare(*folders: str) -> None:

@@ -142,6 +142,12 @@ class Trap:
         return open, (str(self.path), "w")
 
 
+def test_npz_at_home(tmp_path, monkeypatch):
+    np.savez(tmp_path / "mine.npz", images=np.zeros((3, 4, 4, 1), np.uint8))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(data.get("npz", path="~/mine.npz")) == 3
+
+
 def test_npz_that_cannot_be_used(tmp_path):
     good = np.zeros((5, 4, 4, 1), np.float32)
     cases = {

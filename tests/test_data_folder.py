@@ -177,6 +177,16 @@ def test_second_start_decodes_nothing(mixed, load, capsys):
     assert len(load(mixed, labels=True)) == 29  # labels need no other cache
 
 
+def test_folders_that_are_not_used_as_classes_are_said(mixed, load, capsys):
+    load(mixed)
+    said = capsys.readouterr().err
+    assert "3 folders are not used as classes; data.labels=True and model" in said
+    assert "num_classes=3 train on them" in said
+    load(mixed, labels=True)
+    load(mixed / "dogs")
+    assert "classes" not in capsys.readouterr().err
+
+
 def test_a_change_makes_another_cache(mixed, load):
     before = levels(load(mixed))
     assert load(mixed, size=4).shape == (4, 4, 3)

@@ -240,13 +240,25 @@ def test_processes_that_write_one_target_all_end_well(name, bundle, tmp_path):
         assert pictures == [samples.JOB, *(f"{i:06d}.png" for i in range(40))]
 
 
+def test_a_runs_teacher_in_any_number_of_steps(run, tmp_path):
+    out = tmp_path / "teacher.npz"
+    samples.sample(str(run), str(out), 12, num_steps=7, sampler="heun", teacher=True)
+    teacher = pd_jax.load(run, num_steps=0)
+    key = jax.random.key(0)
+    expected = teacher.sample(key, 12, num_steps=7, sampler="heun")
+    with np.load(out) as file:
+        assert close(file["arr_0"], expected.repeat(3, axis=-1))
+
+
 WRONG = {
     "no samples": ({"num": 0}, "--num=0"),
     "a photograph": ({"out": "a.jpg"}, "NAME.png, NAME.npz, or a folder"),
     "a label": ({"label": "3"}, "has no labels"),
     "a sampler": ({"sampler": "ddmi"}, 'Did you mean "ddim"'),
     "other steps": ({"num_steps": 8}, "was made for 2"),
-    "a teacher": ({"num_steps": 0}, "a teacher is sampled from Python"),
+    "no steps": ({"num_steps": 0}, "at least 1"),
+    "a teacher of none": ({"teacher": True}, "--num_steps=N is missing"),
+    "a bundle's teacher": ({"teacher": True, "num_steps": 4}, "has no teacher"),
     "a large grid": ({"out": "a.png", "num": 5000}, "at most 4096"),
 }
 

@@ -1,6 +1,7 @@
 """What the command lines share: a config file, changes to it, and clear refusals."""
 
 import importlib.metadata
+import os
 import pathlib
 import re
 import runpy
@@ -89,9 +90,17 @@ def _failed(file: str, error: Exception) -> str:
     return f"{file}{at}: {kind}: {error}"
 
 
+def _at_home(argument: str) -> str:
+    """A flag with the home folder in place of a ~ that its value begins with."""
+    flag, equals, value = argument.partition("=")
+    if not flag.startswith("-") or not value.startswith("~"):
+        return argument
+    return flag + equals + os.path.expanduser(value)
+
+
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags; Refused says what is wrong with them."""
-    argv, given, keys = list(argv), None, {}
+    argv, given, keys = list(map(_at_home, argv)), None, {}
     for i, argument in enumerate(argv):
         if re.fullmatch("--?config", argument) and i + 1 < len(argv):
             given = argv[i + 1]

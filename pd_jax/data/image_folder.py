@@ -85,6 +85,14 @@ def load(
     cached = _folder_cache.get(root, files, size, allowed, cache)
     _say(root, cached, len(files), size)
     classes, numbers = (), None
+    if not labels and all("/" in file.name for file in files):
+        num = len({file.name.partition("/")[0] for file in files})
+        if num > 1:
+            print(
+                f"{root}: its {num} folders are not used as classes; data.labels=True "
+                f"and model.num_classes={num} train on them",
+                file=sys.stderr,
+            )
     if labels:
         names = [files[i].name.partition("/")[0] for i in cached.places]
         known, place = np.unique(names, return_inverse=True)

@@ -31,7 +31,7 @@ def load(
     Raises:
       Refused: for a file, array, shape, type or range that is not as above.
     """
-    file = pathlib.Path(path)
+    file = pathlib.Path(path).expanduser()
     if not file.is_file():
         raise Refused(f'data.path="{path}": no such file; give a .npz archive')
     wanted = [key for key in (image_key, label_key) if key]

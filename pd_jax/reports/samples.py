@@ -80,6 +80,7 @@ def sample(
     num_steps: int | None = None,
     sampler: str | None = None,
     program: bool = False,
+    teacher: bool = False,
 ) -> None:
     """Samples a student into `out`: NAME.png a grid, NAME.npz an array, else a folder.
 
@@ -89,9 +90,10 @@ def sample(
       num: how many.
       label: a class's name or number; all where None.
       seed: of the noise; the seed's first samples are the same, whatever `num`.
-      num_steps: of a run's student; see `pd_jax.load`.
+      num_steps: of a run's student; see `pd_jax.load`. Of a teacher, any.
       sampler: in place of the student's own.
       program: samples by a bundle's own program; see `pd_jax.load`.
+      teacher: samples a run's teacher.
 
     Raises:
       Refused: for a target that holds something else, or what cannot be sampled.
@@ -101,14 +103,17 @@ def sample(
     if num < 1 or not 0 <= seed < 2**31:
         raise Refused(f"--num={num}, --seed={seed}: at least 1, and 0 to 2^31 - 1")
     if num_steps is not None and num_steps < 1:
+        raise Refused(f"--num_steps={num_steps}: at least 1")
+    if teacher and num_steps is None:
         raise Refused(
-            f"--num_steps={num_steps}: at least 1; a teacher is sampled from Python, "
-            "as pd_jax.load(FOLDER, num_steps=0).sample(key, num, num_steps=N)"
+            "--teacher: it samples in any number of steps, so --num_steps=N is missing"
         )
     target = pathlib.Path(out)
     if not out or target.suffix.lower() in OTHERS:
         raise Refused(f"--out={out}: give NAME.png, NAME.npz, or a folder")
-    student = loading.load(path, num_steps, program=program)
+    if teacher and not epath.Path(path).is_dir():
+        raise Refused(f"{path} has no teacher: give --from=WORKDIR, a run's folder")
+    student = loading.load(path, 0 if teacher else num_steps, program=program)
     kind = {".png": _grid, ".npz": _array}.get(target.suffix.lower(), _folder)
     if label is not None and label.isdigit() and label not in _names(student):
         label = int(label)
@@ -120,7 +125,7 @@ def sample(
             )
         job = {
             "student": student.digest[:16],
-            "num_steps": student.steps(None),
+            "num_steps": student.steps(num_steps if teacher else None),
             "sampler": sampler or student.sampler,
             "clip": student.clip,
             "label": student.label_of(label),
@@ -172,7 +177,8 @@ class _Draw:
             with Interrupt() as interrupt:
                 for places in wanted:
                     interrupt.check()
-                    given = dict(sampler=self.job["sampler"], force=True, batch=BATCH)
+                    given = {name: self.job[name] for name in ("num_steps", "sampler")}
+                    given |= dict(force=True, batch=BATCH)
                     x = self.student.at(self._key, places, self._label, **given)
                     yield places, x
                     work = steps * len(places)

@@ -48,6 +48,12 @@ class Terminal:
             f"{'going on in' if present else 'writing to'} {self._workdir}"
             f"{': ' * bool(present)}{', '.join(present)}"
         )
+        classes = setup.dataset.num_classes
+        if classes > 1 and getattr(setup.model.network, "num_classes", 0) < 2:
+            console.say(
+                f"labels of {classes} classes are not used: "
+                f"model.num_classes={classes} trains on them"
+            )
         kinds = sorted({device.device_kind for device in devices})
         console.detail(
             f"pd_jax {__version__}, jaxlib {jaxlib.__version__}, "

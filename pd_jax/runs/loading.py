@@ -73,7 +73,7 @@ def load(
         those that are.
     """
     processes.check_devices()
-    path = epath.Path(path)
+    path = epath.Path(path).expanduser()
     if num_steps is not None and num_steps < 0:
         raise Refused(f"{path}: num_steps={num_steps} is below 0")
     if path.is_dir():
