@@ -14,9 +14,11 @@ import optax
 import pytest
 
 from pd_jax import analytic, methods, models
+from pd_jax import config as configs
 from pd_jax.methods import Parts, _draws
 from pd_jax.models import Model
 from pd_jax.models._embedding import EXTRA
+from pd_jax.runtime.errors import Refused
 from pd_jax.training.optimizer import Optimizer
 from pd_jax.training.stage import Stage
 from pd_jax.training.step import Measure, Step
@@ -24,6 +26,26 @@ from pd_jax.training.step import Measure, Step
 RNG = np.random.default_rng(0)
 SHAPE = (4, 4, 1)
 STAGE = Stage("student_4", 1, 4, 20, 1e-3, {"fake_learning_rate": 1e-3, "grid": 8})
+
+
+OWN = '''"""Mine: of one key."""
+
+import dataclasses
+
+from pd_jax.methods.consistency_training import Method as Base
+from pd_jax.training.method import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(Base):
+    """As its base.
+
+    Attributes:
+      patience: a key of its own.
+    """
+
+    patience: int = setting(3, least=1)
+'''
 
 
 def batch(size, substeps=1, seed=0):
@@ -71,6 +93,24 @@ def train(method, weights, devices, updates=20, size=16, substeps=1, taught=1.1)
         whole = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
         state, metrics = step(state, step.share(whole), key)
     return state, metrics, step
+
+
+def test_a_method_is_added_as_one_file_whose_fields_are_config_keys(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    assert "mine" in methods.known()
+    try:
+        config = configs.default("digits", "mlp", student="mine")
+        assert config.student.patience == 3
+        config.update_from_flattened_dict(
+            {"teacher.updates": 1, "student.updates": 1, "student.patience": 0}
+        )
+        with pytest.raises(Refused, match=r"student\.patience"):
+            configs.check(config, 1)
+    finally:
+        sys.modules.pop("pd_jax.methods.mine", None)
 
 
 @pytest.mark.parametrize("name", methods.known())

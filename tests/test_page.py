@@ -421,6 +421,8 @@ def test_numbers_read_as_people_say_them():
         "123",
         "4.00e-05",
     ]
+    rates = [page.rate_text(v) for v in (9126.6, 100.0, 14.87)]
+    assert rates == ["9,127", "100", "14.9"]
     seconds = [page.seconds_text(s) for s in (None, 8.42, 119, 120, 7200, 4e5)]
     assert seconds == ["", "8.42 s", "119 s", "2 min", "2 h", "4.63 days"]
     assert page.plain("/elsewhere/data/mine.npz") == "…/mine.npz"

@@ -59,8 +59,8 @@ class Method:
       check_updates: between measurements of the validation loss; 0: none.
       plateau: a stage ends early once its validation loss falls by a smaller share;
         with decay="cooldown", after its learning rate has come down; 0: never.
-      regression_factor: a student whose Frechet distance on pixels is more than so many
-        times its teacher's is warned of in the report.
+      regression_factor: a student whose Frechet distance on raw values is more than so
+        many times its teacher's is warned of in the report.
       on_regression: what to do then, beside warning; "stop": the ladder ends there, and
         students are measured as they are made.
     """

@@ -296,7 +296,7 @@ def _losses(name: str, stages: Sequence[StageRecord], colour: str, key: str) -> 
         figure = Figure(figsize=(4.6, 0.8 + 0.6 * sum(ratios)))
         panels = figure.subplots(len(fields), 1, sharex=True, height_ratios=ratios)
         rim = 0.46 / figure.get_figheight()
-        figure.subplots_adjust(0.15, rim, 0.97, 1.0 - 0.55 * rim, hspace=0.08)
+        figure.subplots_adjust(0.15, rim, 0.94, 1.0 - 0.55 * rim, hspace=0.08)
         total = sum(stage.end for stage in stages) or 1
         for axes, field in zip(np.atleast_1d(panels), fields):
             start, drawn = 0, [np.zeros(0)]

@@ -46,7 +46,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     env.filters |= {"figure": figure_text, "seconds": seconds_text, "plain": plain}
-    env.filters |= {"command": plain_command}
+    env.filters |= {"command": plain_command, "rate": rate_text}
     env.globals |= {"label": metrics.label, "direction": metrics.direction}
     return env
 
@@ -56,6 +56,11 @@ def figure_text(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:#.3g}".removesuffix(".")
+
+
+def rate_text(value: float) -> str:
+    """How many a second: at least three digits, in groups of three."""
+    return f"{value:,.0f}" if value >= 100 else figure_text(value)
 
 
 def seconds_text(seconds: float | None) -> str:

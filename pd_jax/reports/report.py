@@ -156,8 +156,8 @@ def _better(name: str) -> str:
 def _speed(report: dict) -> list[str]:
     """What sampling took, as Markdown."""
     rows = [
-        f"| {name} | {times['batch'] / times['batch_seconds']:,.4g} "
-        f"| {1000 * times['batch_seconds']:#.3g} | {times['batch']} |"
+        f"| {name} | {times['batch'] / times['batch_seconds']:,.3f} "
+        f"| {1000 * times['batch_seconds']:,.3f} | {times['batch']} |"
         for name, times in report["sampling"].items()
     ]
     head = ["| | samples/s | ms a batch | batch |", "|---|---:|---:|---:|"]
