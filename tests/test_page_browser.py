@@ -106,6 +106,11 @@ def test_a_page_fits_can_be_read_and_needs_nothing_else(show, name, width, schem
     assert not browser.get_log("browser")
     wide = browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= width
+    cut = browser.execute_script(
+        "return [...document.querySelectorAll('.scroll')]"
+        ".filter(e => e.scrollWidth > e.clientWidth).map(e => e.textContent)"
+    )
+    assert not cut
     ratio, text = browser.execute_script(CONTRAST)
     assert ratio >= 4.5, text
     dark = browser.execute_script(
