@@ -84,7 +84,11 @@ class Setup:
 
 
 def _shapes(model: Model, dataset: Dataset | Description) -> dict:
-    return jax.eval_shape(lambda key: model.init(key, dataset.shape), numerics.key(0))
+    shapes = jax.eval_shape(lambda key: model.init(key, dataset.shape), numerics.key(0))
+    if processes.is_first():
+        for note in models.notes(model.network, dataset.shape):
+            console.warn(note)
+    return shapes
 
 
 def precision(config: ConfigDict, platform: str) -> str:
@@ -105,9 +109,6 @@ def precision(config: ConfigDict, platform: str) -> str:
 def _model(config: ConfigDict, dataset: Dataset | Description, platform: str) -> Model:
     section = config.model.to_dict()
     model = models.build(section, dataset.shape[-1], precision(config, platform))
-    if processes.is_first():
-        for note in models.notes(model.network, dataset.shape):
-            console.warn(note)
     classes = section.get("num_classes", 0)
     if dataset.num_classes is None:
         return model
