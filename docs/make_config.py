@@ -48,6 +48,7 @@ SECTIONS = {
     "model": "`model`: the network",
     "ladder": "Trainings: `teacher`, `ladder`, and any other that `chain` names",
     "teacher": "`teacher`: what may teach instead of training",
+    "perceptual": "`perceptual`: how pictures look, to a network",
     "eval": "`eval`: how teacher and students are measured",
     "run": "`run`: how a run is carried out",
 }

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pd_jax import conventions, data, methods, models, samplers, schedules
+from pd_jax.metrics import lpips
 from pd_jax.runtime import registry
 from pd_jax.runtime.errors import Refused
 from pd_jax.training import optimizer
@@ -104,6 +105,11 @@ def default(data_name: str, model_name: str, **trainings: str) -> ConfigDict:
                 **({} if model_name == GIVEN else models.fields(model_name)),
             ),
             **{name: _section(name, method) for name, method in trainings.items()},
+            perceptual=dict(
+                weights="",  # file of LPIPS weights, AlexNet's or VGG16's, for
+                # loss="lpips" of a training and for the metric lpips_to_teacher
+                size=224,  # height and width that smaller pictures are enlarged to
+            ),
             eval=dict(
                 sampler="ddim",  # of every row; with a variant, as "ancestral:small",
                 # and a spacing of its steps, as "heun@karras": uniform, quadratic,
@@ -394,6 +400,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
     least = {f"run.{key}": 1 for key in config.run if key != "wandb"}
     least |= {"run.log_seconds": 0.0, "run.data_workers": 0, "run.preflight": 0}
     least |= {"run.check_memory": 0, "run.tensorboard": 0}
+    least |= {"perceptual.size": lpips.SMALLEST}
     least |= {"eval.reference_steps": 1, "eval.teacher_steps": 1}
     least |= {"eval.paired_samples": 1, "eval.num_samples": 2, "eval.num_reference": 0}
     for key, bound in (least | {"eval.max_steps": 0}).items():

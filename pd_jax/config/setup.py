@@ -14,7 +14,7 @@ from pd_jax import data, metrics, models, schedules
 from pd_jax.arcs import Denoiser
 from pd_jax.checkpoint.released import load_released
 from pd_jax.data import Dataset, Description
-from pd_jax.metrics import inception, load_statistics
+from pd_jax.metrics import inception, load_statistics, lpips
 from pd_jax.models import Model
 from pd_jax.runtime import console, numerics, processes
 from pd_jax.runtime.errors import Refused
@@ -148,7 +148,15 @@ def parts(
     model = dataclasses.replace(
         model, network=model.network.clone(dropout=section.dropout)
     )
-    return Parts(name, model, schedule, optimizer, shape, exact)
+    perceptual = _perceptual(config) if section.get("loss") == "lpips" else None
+    return Parts(name, model, schedule, optimizer, shape, exact, perceptual)
+
+
+def _perceptual(config: ConfigDict) -> lpips.Perceptual:
+    """What pictures are compared by."""
+    with _named("perceptual.weights"):
+        weights = lpips.load_weights(config.perceptual.weights)
+    return lpips.Perceptual(weights, config.perceptual.size)
 
 
 @contextlib.contextmanager
@@ -195,13 +203,30 @@ def _check_data(config: ConfigDict, dataset: Dataset) -> None:
             "the network's weights in eval.inception"
         )
     _check_numbers(config, dataset)
-    if ev.inception:
-        kind = Space.of(dataset.shape, dataset.kind).kind
-        if kind != PICTURES:
+    by_lpips = [
+        section
+        for section in configs.planned_names(config)
+        if config[section].get("loss") == "lpips"
+    ]
+    if by_lpips and not config.perceptual.weights:
+        raise Refused(
+            f'{by_lpips[0]}.loss="lpips", but perceptual.weights is empty: give a file '
+            "of LPIPS weights"
+        )
+    files = {
+        "eval.inception": ev.inception,
+        "perceptual.weights": config.perceptual.weights,
+    }
+    kind = Space.of(dataset.shape, dataset.kind).kind
+    for key, file in files.items():
+        if file and kind != PICTURES:
             raise Refused(
-                f'eval.inception needs pictures; data "{name}" are {kind} of shape '
+                f'{key} needs pictures; data "{name}" are {kind} of shape '
                 f"{dataset.shape}"
             )
+    if config.perceptual.weights:
+        _perceptual(config)
+    if ev.inception:
         # Read now, and again when needed: a mistake is found before days of training.
         with _named("eval.inception"):
             inception.load_weights(ev.inception)

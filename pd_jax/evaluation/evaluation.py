@@ -20,7 +20,7 @@ from pd_jax import metrics, samplers
 from pd_jax.arcs import Denoiser
 from pd_jax.config.setup import Setup
 from pd_jax.evaluation.rows import Row, check_entry, check_values, rows
-from pd_jax.metrics import Reference, Summary, inception, load_statistics
+from pd_jax.metrics import Reference, Summary, inception, load_statistics, lpips
 from pd_jax.runtime import compilation, console, numerics, processes
 from pd_jax.space import PICTURES, num_not_finite
 from pd_jax.storage import draws, files
@@ -70,6 +70,7 @@ class Evaluation:
         offered = {
             "pictures": setup.space.kind == PICTURES,
             "features": self._config.inception,
+            "perceptual": setup.config.perceptual.weights,
             "reference_teacher": True,
             "reference_exact": setup.dataset.denoise is not None,
         }
@@ -236,6 +237,25 @@ class Evaluation:
 
         return features
 
+    @functools.cached_property
+    def _perceptual(self) -> Callable | None:
+        """How different pictures look, by LPIPS; None without weights."""
+        section = self._setup.config.perceptual
+        path, size = section.weights, section.size
+        if not path:
+            return None
+        params = lpips.load_weights(path)
+        network = jax.jit(lpips.compare, static_argnums=3)
+
+        def perceptual(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            parts = []
+            for first in range(0, len(a), 64):
+                rows = np.minimum(np.arange(first, first + 64), len(a) - 1)
+                parts.append(network(params, a[rows], b[rows], size))
+            return np.concatenate(parts)[: len(a)]
+
+        return perceptual
+
     def _reference(self, advance: Callable) -> Reference:
         """Figures of the data, read or made; pool's from `eval.statistics` if given."""
         name = "reference_data.npz"
@@ -364,7 +384,9 @@ class Evaluation:
         x = np.concatenate(first)
         values, errors = {}, [f"{wrong} of {num} samples are not finite"] * (wrong > 0)
         if not wrong:
-            both = metrics.Comparison(summary, self._data, x, self._references)
+            both = metrics.Comparison(
+                summary, self._data, x, self._references, self._perceptual
+            )
             values, errors = values_of(both, self._metrics)
         if not self._batch_seconds:  # the only one has been compiled for
             next(self.samples(params, row.num_steps, 1, row.sampler))
@@ -402,6 +424,7 @@ class Evaluation:
             reference_steps=self.reference_steps,
             network=network,
             statistics=ev.statistics,
+            perceptual_size=self._setup.config.perceptual.size,
         )
         names = ", ".join(dict.fromkeys(row.sampler for row in rows(self._setup)))
         clip = "clipped to [-1, 1]" if self._setup.space.clip else "not clipped"

@@ -17,15 +17,12 @@ import jax.numpy as jnp
 from pd_jax import arcs
 from pd_jax.arcs import Arc, Denoiser, Mover
 from pd_jax.diffusion import (
-    LOSSES,
     diffuse,
     predict,
-    robust,
     velocity,
-    weighted_mse,
 )
 from pd_jax.methods import _draws
-from pd_jax.methods._single import Single
+from pd_jax.methods._single import Compared
 from pd_jax.schedules import Schedule
 from pd_jax.training.method import setting
 from pd_jax.training.optimizer import Decay
@@ -69,18 +66,15 @@ def line(x: jax.Array, eps: jax.Array, schedule: Schedule) -> Mover:
 
 
 @dataclasses.dataclass(frozen=True)
-class Joined(Single):
+class Joined(Compared):
     """A method whose target is a first arc joined with the model's own.
 
     Attributes:
       average: decay of the average of the weights that makes the target; 0 for the
         weights themselves.
-      loss: of the weighted error e^2, a sum over d values: "squared", e^2 / d; or
-        "pseudo_huber", sqrt(e^2 + c^2) - c with c = 0.00054 sqrt(d).
     """
 
     average: float = setting(0.95, least=0.0, below=1.0)
-    loss: str = setting("squared", choices=LOSSES)
 
     sampler = "consistency"
 
@@ -140,8 +134,7 @@ class Joined(Single):
         arc = jax.lax.stop_gradient(arcs.chain(z, times, movers))
         prediction = denoise(z, schedule(t), schedule(s))
         truth = predict(arc.v, z, schedule(t), "v")
-        losses = weighted_mse(prediction, truth, self.weighting)
-        return self.weight(t, u) * robust(losses, z[0].size, self.loss)
+        return self.weight(t, u) * self.difference(state, prediction, truth)
 
     def noised(
         self, batch: dict, keys: jax.Array, t: jax.Array

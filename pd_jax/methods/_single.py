@@ -1,16 +1,20 @@
-"""What methods share that move one network, in one stage."""
+"""What methods share that move one network, in one stage, and how they compare."""
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
-from pd_jax.diffusion import WEIGHTINGS
+from pd_jax.diffusion import LOSSES, WEIGHTINGS, Prediction, robust, weighted_mse
 from pd_jax.methods import _draws
+from pd_jax.metrics import lpips
 from pd_jax.runtime.errors import Refused
 from pd_jax.training.method import Parts, setting
 from pd_jax.training.optimizer import Decay
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL, TrainState
+
+LPIPS = "lpips"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,3 +86,49 @@ class Single:
             return self.losses(state, params, batch, keys, _draws.dropout_key(keys))
 
         return self.parts.optimizer.update(state, loss, batch, keys, self.averages)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared(Single):
+    """A method that compares a prediction with a truth.
+
+    Attributes:
+      loss: of the weighted error e^2, a sum over d values: "squared", e^2 / d; or
+        "pseudo_huber", sqrt(e^2 + c^2) - c with c = 0.00054 sqrt(d). Of pictures:
+        "lpips", how different the predicted data look, by `perceptual.weights`.
+    """
+
+    loss: str = setting("squared", choices=(*LOSSES, LPIPS))
+
+    def begin(self, handed_over: dict, stage: Stage, key: jax.Array) -> TrainState:
+        """As of any method, with what pictures are compared by."""
+        return self.with_perceptual(super().begin(handed_over, stage, key))
+
+    def with_perceptual(self, state: TrainState) -> TrainState:
+        """A state whose frozen weights have those of LPIPS, if it is asked for."""
+        if self.loss != LPIPS:
+            return state
+        weights = jax.tree.map(jnp.copy, self.parts.perceptual.params)
+        return state.replace(frozen=state.frozen | {LPIPS: weights})
+
+    def difference(
+        self, state: TrainState, found: Prediction, truth: Prediction
+    ) -> jax.Array:
+        """Losses of predictions [B, ...] at one noise level, [B]."""
+        if self.loss == LPIPS:
+            return self._look(state, found.x, truth.x)
+        losses = weighted_mse(found, truth, self.weighting)
+        return robust(losses, found.x[0].size, self.loss)
+
+    def difference_of_data(
+        self, state: TrainState, a: jax.Array, b: jax.Array
+    ) -> jax.Array:
+        """Losses of data [B, ...], [B]."""
+        if self.loss == LPIPS:
+            return self._look(state, a, b)
+        losses = jnp.mean(jnp.square(a - b), axis=tuple(range(1, a.ndim)))
+        return robust(losses, a[0].size, self.loss)
+
+    def _look(self, state: TrainState, a: jax.Array, b: jax.Array) -> jax.Array:
+        size = self.parts.perceptual.size
+        return lpips.compare(state.frozen[LPIPS], a, b, size)

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from pd_jax import samplers
-from pd_jax.diffusion import LOSSES, predict, robust, weighted_mse
-from pd_jax.methods._single import Single
+from pd_jax.diffusion import predict
+from pd_jax.methods._single import Compared
 from pd_jax.runtime.errors import Refused
 from pd_jax.training.method import setting
 from pd_jax.training.stage import Stage
@@ -23,7 +23,7 @@ from pd_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class Method(Single):
+class Method(Compared):
     """Knowledge distillation.
 
     Attributes:
@@ -31,14 +31,12 @@ class Method(Single):
       pairs: how many are made, before the first update; kept in the run's folder.
       teacher_steps: sampling steps of the teacher for each.
       teacher_sampler: its sampler; "" for the config's.
-      loss: as of the methods that join arcs, "squared" or "pseudo_huber".
     """
 
     steps: tuple[int, ...] = setting((1,), least=1, below=2)
     pairs: int = setting(100_000, least=1, below=2**31)
     teacher_steps: int = setting(64, least=1, below=2**23)
     teacher_sampler: str = ""
-    loss: str = setting("squared", choices=LOSSES)
 
     data = "pairs"
     taught = False  # but by its pairs
@@ -69,5 +67,4 @@ class Method(Single):
         z, start = batch["noise"], self.parts.schedule(jnp.ones(len(keys)))
         denoise = self.parts.model.denoiser(params, batch.get("label"), dropout_key)
         truth = predict(batch["image"], z, start, "x")
-        losses = weighted_mse(denoise(z, start), truth, self.weighting)
-        return robust(losses, z[0].size, self.loss)
+        return self.difference(state, denoise(z, start), truth)

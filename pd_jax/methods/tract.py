@@ -115,7 +115,8 @@ class Method(Joined):
         """The last phase's average teaches, and the student's own weights go on."""
         start = handed_over.get(OWN, handed_over[MODEL])
         teacher = self.parts.model.cast(handed_over[TEACHER])
-        return self.parts.optimizer.start(start, stage, teacher, self.averages)
+        state = self.parts.optimizer.start(start, stage, teacher, self.averages)
+        return self.with_perceptual(state)
 
     def result(self, state: TrainState) -> dict:
         """The weights to sample and to teach with, and the student's own."""

@@ -23,7 +23,6 @@ from pd_jax.diffusion import (
     Prediction,
     diffuse,
     predict,
-    robust,
     velocity,
     weighted_mse,
 )
@@ -107,7 +106,7 @@ class Method(TwoTimes):
         prediction = denoise(z, schedule(t), schedule(s))
         if self.compare == "arc":
             truth = predict(arc.v, z, schedule(t), "v")
-            losses = weighted_mse(prediction, truth, self.weighting)
+            losses = self.difference(state, prediction, truth)
         else:
             # Where nothing is left to go, the arcs have landed on the data themselves.
             fixed = jax.lax.stop_gradient(params)
@@ -117,9 +116,8 @@ class Method(TwoTimes):
                 for v in (prediction.v, arc.v)
                 for z_s in [arcs.travel(z, Arc(v, arc.delta))]
             ]
-            error = jnp.square(landed[0] - jax.lax.stop_gradient(landed[1]))
-            losses = jnp.mean(error, axis=tuple(range(1, z.ndim)))
-        losses = robust(losses, z[0].size, self.loss)
+            truth = jax.lax.stop_gradient(landed[1])
+            losses = self.difference_of_data(state, landed[0], truth)
         if not self.denoising:
             return losses
         other = _draws.fold(keys, 2)

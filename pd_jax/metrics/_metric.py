@@ -21,6 +21,7 @@ class Procedure:
       reference_steps: sampling steps of the teacher's own best samples.
       network: what makes features, in words; empty without one.
       statistics: file of the data's features; empty if they are computed.
+      perceptual_size: that smaller pictures are enlarged to for LPIPS.
     """
 
     num_samples: int
@@ -32,6 +33,7 @@ class Procedure:
     reference_steps: int
     network: str
     statistics: str
+    perceptual_size: int = 0
 
     @property
     def sets(self) -> str:
@@ -51,8 +53,9 @@ class Metric:
       label: in tables and plots.
       compute: the figure of a comparison.
       sentence: how the figure is made, for the report's protocol.
-      needs: of "pictures", "features", "reference_teacher" and "reference_exact"
-        (samples from the same noise); the metric is left out of runs without them.
+      needs: of "pictures", "features", "perceptual", "reference_teacher" and
+        "reference_exact" (samples from the same noise); the metric is left out of runs
+        without them.
       higher_is_better: the direction.
       log_axis: whether plots have a log axis; not for figures that can be 0 or less.
       main: rank among the metrics of summaries, from 1; 0 for the others.

@@ -139,12 +139,15 @@ class Comparison:
       samples, data: figures of the samples, and of the data.
       first: the first samples [n, ...].
       references: by name, samples from the same noise as the first.
+      perceptual: of two arrays of pictures [n, H, W, C], how different they look, [n];
+        None without weights.
     """
 
     samples: Summary
     data: Reference
     first: np.ndarray
     references: dict[str, np.ndarray]
+    perceptual: Callable | None = None
 
     @functools.cached_property
     def precision_recall(self) -> tuple[float, float]:

@@ -23,7 +23,7 @@ DATA = "data"
 # Config keys that say where content lies, which is no part of its identity.
 PLACES = (
     *("data.path", "data.data_dir", "data.cache", "teacher.released"),
-    *("eval.inception", "eval.statistics"),
+    *("eval.inception", "eval.statistics", "perceptual.weights"),
 )
 
 
@@ -87,8 +87,8 @@ def of(setup: Setup) -> dict:
     config, found = setup.config, {DATA: setup.dataset.identity()}
     if setup.released is not None and not config.teacher.released.startswith("sha256:"):
         found["teacher.released"] = bundle.digest(bundle.flatten(setup.released))
-    for key in ("inception", "statistics"):
-        if config.eval[key]:
-            content = epath.Path(config.eval[key]).read_bytes()
-            found[f"eval.{key}"] = hashlib.sha256(content).hexdigest()
+    for section, key in map(lambda place: place.split("."), PLACES[-3:]):
+        if config[section][key]:
+            content = epath.Path(config[section][key]).read_bytes()
+            found[f"{section}.{key}"] = hashlib.sha256(content).hexdigest()
     return found

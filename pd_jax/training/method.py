@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pd_jax.arcs import Denoiser
+from pd_jax.metrics.lpips import Perceptual
 from pd_jax.models import Model
 from pd_jax.runtime import numerics
 from pd_jax.schedules import Schedule
@@ -44,6 +45,7 @@ class Parts:
       model, schedule, optimizer: what is trained, on which noise levels, and how.
       shape: of one example.
       exact: a denoiser that teaches the first stage (index 0) in place of weights.
+      perceptual: what `loss="lpips"` compares by.
       asked_steps: sampling steps that the next training asks of this one's model; 0
         for any.
     """
@@ -54,6 +56,7 @@ class Parts:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     shape: tuple[int, ...] = ()
     exact: Denoiser | None = None
+    perceptual: Perceptual | None = None
     asked_steps: int = 0
 
     @property
