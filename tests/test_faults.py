@@ -233,7 +233,8 @@ def test_a_student_that_is_worse_than_its_teacher_ends_the_ladder(
 ):
     few = {**FEW, "ladder.start": 8, "eval.teacher_steps": (9, 1)}
     config = tiny(**few, **{"ladder.on_regression": "stop"})
-    worse(monkeypatch, 1.0, 1.9, 3.9, 7.0)  # teacher_9, student_4, _2, teacher_1
+    # The halves of the data, teacher_9, student_4, _2, teacher_1.
+    worse(monkeypatch, 0.5, 1.0, 1.9, 3.9, 7.0)
     report = api.run(config, tmp_path / "run", "tiny")
     rows = [(r["model"], r["num_steps"]) for r in report["rows"]]
     assert rows == [("teacher", 9), ("teacher", 1), ("student", 4), ("student", 2)]
