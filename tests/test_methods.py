@@ -55,6 +55,7 @@ def batch(size, substeps=1, seed=0):
         "label": rng.integers(0, 3, size * substeps).astype(np.int32),
         "place": np.arange(size * substeps, dtype=np.int32),
         "noise": rng.standard_normal((size * substeps, *SHAPE)).astype(np.float32),
+        "step": np.ones(size * substeps, np.int32),
     }
 
 

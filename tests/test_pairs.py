@@ -7,6 +7,7 @@ import pytest
 from etils import epath
 
 from pd_jax import analytic, data, methods, models, samplers, schedules
+from pd_jax.arcs import follow
 from pd_jax.data import InMemory, Pairs
 from pd_jax.evaluation.evaluation import Exact
 from pd_jax.methods import Parts
@@ -27,7 +28,7 @@ class Stopped(Exception):
     pass
 
 
-def make(folder, num=700, teacher=None, dataset=DATASET, stop_at=None):
+def make(folder, num=700, teacher=None, dataset=DATASET, stop_at=None, stops=1):
     said = []
 
     def advance(text):
@@ -36,7 +37,7 @@ def make(folder, num=700, teacher=None, dataset=DATASET, stop_at=None):
         said.append(text)
 
     teacher = teacher or Student(EXACT, None, 0, SCHEDULE, (2,), "heun")
-    made = pairs.make(epath.Path(folder), teacher, dataset, num, 8, KEY, advance)
+    made = pairs.make(epath.Path(folder), teacher, dataset, num, 8, KEY, advance, stops)
     return made, said
 
 
@@ -103,6 +104,7 @@ def test_labels_are_as_often_as_the_datas(tmp_path):
     assert {name: a.shape for name, a in batch.items()} == {
         "image": (16, 2),
         "noise": (16, 2),
+        "step": (16,),
         "label": (16,),
     }
     row = np.flatnonzero((made.noise == batch["noise"][5]).all(1))
@@ -122,7 +124,7 @@ def test_a_student_that_maps_noise_as_the_teacher_does_has_no_loss():
         )
         method = methods.get("knowledge_distillation").Method(parts)
         noise = jnp.asarray(np.random.default_rng(0).standard_normal((8, 2)))
-        batch = {"image": 0.1 + 0.5 * noise, "noise": noise}
+        batch = {"image": 0.1 + 0.5 * noise, "noise": noise, "step": np.ones(8)}
         keys = jax.random.split(jax.random.key(0), 8)
         for std, expected in ((0.5, 0.0), (0.7, 0.04 * np.mean(noise**2, 1))):
             weights = {"std": jnp.float64(std)}
@@ -132,6 +134,58 @@ def test_a_student_that_maps_noise_as_the_teacher_does_has_no_loss():
             np.testing.assert_allclose(losses, expected, atol=1e-12)
 
 
+def test_paths_of_several_steps(tmp_path):
+    one, _ = make(tmp_path / "one", 400)
+    made, said = make(tmp_path / "run", 400, stops=4)
+    assert len(made) == 4 * 400
+    np.testing.assert_array_equal(made.step, np.repeat([4, 3, 2, 1], 400))
+    # Every step begins where the one before ends; the ends are those of one step.
+    np.testing.assert_array_equal(made.images[:-400], made.noise[400:])
+    np.testing.assert_array_equal(made.noise[:400], one.noise)
+    np.testing.assert_array_equal(made.images[-400:], one.images)
+    again, said_again = make(tmp_path / "run", 400, stops=4)
+    np.testing.assert_array_equal(again.images, made.images)
+    assert len(said_again) < len(said)
+    # Those of another number of steps are made anew.
+    two, _ = make(tmp_path / "run", 400, stops=2)
+    np.testing.assert_array_equal(two.images[:400], made.images[400:800])
+
+
+def test_several_steps_are_the_joined_arcs_of_the_teachers():
+    """A student of 2 steps that predicts 4 arcs of its teacher's as one has no loss."""
+    with jax.enable_x64(True):
+        teacher = analytic.mixture(np.array([[0.5, 0.0], [-0.5, 0.3]]), 0.2)
+        noise = jnp.asarray(np.random.default_rng(0).standard_normal((8, 2)))
+        middle, end = samplers.sample(teacher, noise, 8, SCHEDULE, clip=False, stops=2)
+
+        def exact(params, z, logsnr, label):
+            t = jnp.where(logsnr < 0.5 * SCHEDULE(0.5) - 5.0, 1.0, 0.5)
+            return params["scale"] * follow(teacher, z, t, 2, SCHEDULE, 4).v
+
+        model = Model(models.Function(exact), "v")
+        parts = Parts("ladder", model, SCHEDULE, Optimizer(), (2,))
+        kind = methods.get("knowledge_distillation").Method
+        method = kind(parts, steps=(2,), teacher_steps=8)
+        batch = {
+            "image": jnp.concatenate([middle, end]),
+            "noise": jnp.concatenate([noise, middle]),
+            "step": np.repeat([2, 1], 8),
+        }
+        keys = jax.random.split(jax.random.key(0), 16)
+        weights = {"scale": jnp.ones(())}
+        given = {"model": weights, "teacher": weights}
+        state = method.begin(given, method.plan()[0], jax.random.key(0))
+        np.testing.assert_allclose(
+            method.losses(state, weights, batch, keys), 0.0, atol=1e-12
+        )
+        off = {"scale": 1.1 * jnp.ones(())}
+        assert np.all(method.losses(state, off, batch, keys) > 1e-6)
+        with pytest.raises(Refused, match=r"steps=\(3,\): .*teacher_steps=8 is a mult"):
+            kind(parts, steps=(3,), teacher_steps=8).plan()
+        with pytest.raises(Refused, match="one number of steps"):
+            kind(parts, steps=(2, 1), teacher_steps=8).plan()
+
+
 def test_what_stands_in_their_place_until_they_are_made():
     stand_in = data.source(DATASET, "pairs")
     assert len(stand_in) == 1
@@ -139,6 +193,7 @@ def test_what_stands_in_their_place_until_they_are_made():
     assert {name: a.shape for name, a in batch.items()} == {
         "image": (4, 2),
         "noise": (4, 2),
+        "step": (4,),
     }
 
 

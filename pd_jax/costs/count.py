@@ -147,7 +147,8 @@ def _batch(setup: Setup, *lead: int, kind: str = "images") -> dict:
         "pairs": {
             name: jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)
             for name in ("image", "noise")
-        },
+        }
+        | {"step": jax.ShapeDtypeStruct(lead, jnp.int32)},
     }[kind]
     if classes or classes is None:
         batch["label"] = jax.ShapeDtypeStruct(lead, jnp.int32)

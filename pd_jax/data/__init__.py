@@ -230,17 +230,22 @@ class InMemory(Dataset):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs(InMemory):
-    """Noise and what a teacher made of it: {"image", "noise" [B, ...], "label" [B]}.
+    """Steps along a teacher's paths: {"image", "noise" [B, ...], "step", "label" [B]}.
 
     Attributes:
-      noise: [N, ...] float32, standard normal; of the images of the same rows.
+      images: what a step reaches: of the last one data.
+      noise: [N, ...] float32, what it leaves: of the first one standard normal.
+      step: [N] int32, which one, counted down to 1; 1 for all where None: the path is
+        one step.
     """
 
     noise: np.ndarray | None = None
+    step: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> dict:
         """The pairs of these rows."""
-        return super().take(rows) | {"noise": self.noise[rows]}
+        step = np.ones(len(rows), np.int32) if self.step is None else self.step[rows]
+        return super().take(rows) | {"noise": self.noise[rows], "step": step}
 
 
 def _type(images: np.ndarray, name: str = "images") -> np.dtype:

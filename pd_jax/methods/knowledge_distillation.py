@@ -1,11 +1,19 @@
-"""Knowledge distillation: the teacher's whole sampler in one step.
+"""Knowledge distillation: the teacher's whole sampler in one step, or in a few.
 
 Pairs of a noise and the teacher's sample of it, x = sampler(eps), made once; then
 
     student(eps, t = 1) -> x
 
-Source: Luhman & Luhman 2021 (2101.02388). They compare |x - x'|, or its square as
-`loss="squared"` does; weights there start from the teacher's, too.
+With k steps the places of the teacher's path between them are kept, too: z_k = eps at
+t = 1, ..., z_0 = x at t = 0. The student's n-th step, of DDIM, is to go from one to the
+next, so it is to predict
+
+    v = (cos(delta) z_n - z_(n-1)) / sin(delta),   delta = phi(n/k) - phi((n-1)/k)
+
+with phi(0) = 0, as the last step returns the data.
+
+Source: Luhman & Luhman 2021 (2101.02388), one step. They compare |x - x'|, or its
+square as `loss="squared"` does; weights there start from the teacher's, too.
 """
 
 import dataclasses
@@ -13,8 +21,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pd_jax import samplers
-from pd_jax.diffusion import predict
+from pd_jax import arcs, samplers
+from pd_jax.diffusion import expand, predict
 from pd_jax.methods._single import Compared
 from pd_jax.runtime.errors import Refused
 from pd_jax.training.method import setting
@@ -27,13 +35,14 @@ class Method(Compared):
     """Knowledge distillation.
 
     Attributes:
-      steps: sampling steps of the student: one.
+      steps: sampling steps of the student: one number.
       pairs: how many are made, before the first update; kept in the run's folder.
-      teacher_steps: sampling steps of the teacher for each.
+      teacher_steps: sampling steps of the teacher for each; a multiple of the
+        student's.
       teacher_sampler: its sampler; "" for the config's.
     """
 
-    steps: tuple[int, ...] = setting((1,), least=1, below=2)
+    steps: tuple[int, ...] = setting((1,), least=1)
     pairs: int = setting(100_000, least=1, below=2**31)
     teacher_steps: int = setting(64, least=1, below=2**23)
     teacher_sampler: str = ""
@@ -48,6 +57,11 @@ class Method(Compared):
         name = self.parts.name
         if self.teacher_sampler:
             samplers.get(self.teacher_sampler)
+        if len(self.steps) != 1 or self.teacher_steps % self.steps[0]:
+            raise Refused(
+                f"{name}.steps={self.steps}: one number of steps, of which "
+                f"{name}.teacher_steps={self.teacher_steps} is a multiple"
+            )
         if self.check_updates:
             raise Refused(
                 f"{name}.check_updates={self.check_updates}: no pairs are held back "
@@ -63,8 +77,15 @@ class Method(Compared):
         keys: jax.Array,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """How far the one step is from the teacher's sample, per example, [B]."""
-        z, start = batch["noise"], self.parts.schedule(jnp.ones(len(keys)))
+        """How far a step lands from where the teacher went, per example, [B]."""
+        z, schedule, (num,) = batch["noise"], self.parts.schedule, self.steps
+        t = batch["step"] / jnp.float32(num)
+        start = schedule(t)
         denoise = self.parts.model.denoiser(params, batch.get("label"), dropout_key)
         truth = predict(batch["image"], z, start, "x")
+        if num > 1:
+            below = arcs.angle(schedule, (batch["step"] - 1) / jnp.float32(num))
+            delta = expand(arcs.angle(schedule, t) - below, z)
+            v = (jnp.cos(delta) * z - batch["image"]) / jnp.sin(delta)
+            truth = predict(v, z, start, "v")
         return self.difference(state, denoise(z, start), truth)

@@ -1,5 +1,7 @@
 """Pairs of noise and a teacher's sample of it, made in parts in a run's folder.
 
+Of a student of several steps, the places on the teacher's path between them as well.
+
 The i-th pair is a function of the run's seed and i alone. Parts that are there and
 whole are not made again; several processes make every n-th part each, and read all.
 """
@@ -33,6 +35,7 @@ def make(
     num_steps: int,
     key: jax.Array,
     advance: Callable[[str], None],
+    stops: int = 1,
 ) -> Pairs:
     """Pairs, from a folder or made there.
 
@@ -44,6 +47,7 @@ def make(
       num_steps: the teacher's, for each.
       key: of noise and labels.
       advance: told what is being made; may raise to stop.
+      stops: the student's steps, of which num_steps is a multiple.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index, count = processes.part()
@@ -51,36 +55,47 @@ def make(
     for part in range(index, len(starts), count):
         path = folder / f"{part:06d}.npz"
         size = min(PART, num - starts[part])
-        if _read(path, size) is None:
+        if _read(path, size, stops) is None:
             rows = np.arange(starts[part], starts[part] + size)
             advance(f"{starts[part]}/{num}")
-            made = _part(teacher, dataset, rows, num_steps, key, advance)
+            made = _part(teacher, dataset, rows, num_steps, key, advance, stops)
             content = io.BytesIO()
             np.savez(content, **made)
             write_whole(path, content.getvalue())
     if count > 1:
         multihost_utils.sync_global_devices(os.fspath(folder))
     parts = [
-        _read(folder / f"{part:06d}.npz", min(PART, num - start))
+        _read(folder / f"{part:06d}.npz", min(PART, num - start), stops)
         for part, start in enumerate(starts)
     ]
     if any(part is None for part in parts):
         raise OSError(f"{folder}: a part is not there, or damaged, after it was made")
     whole = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    # Along each path: what every step leaves, and what it reaches.
+    path = [whole["noise"], *np.moveaxis(whole["path"], 1, 0), whole["image"]]
+    label = whole.get("label")
     # Samples that are not clipped may leave the bounds of pictures.
     return Pairs(
-        whole["image"], whole.get("label"), kind=space.SIGNALS, noise=whole["noise"]
+        np.concatenate(path[1:]),
+        None if label is None else np.tile(label, stops),
+        kind=space.SIGNALS,
+        noise=np.concatenate(path[:-1]),
+        step=np.repeat(np.arange(stops, 0, -1, dtype=np.int32), num),
     )
 
 
-def _read(path: epath.Path, size: int) -> dict[str, np.ndarray] | None:
+def _read(path: epath.Path, size: int, stops: int) -> dict[str, np.ndarray] | None:
     """A part, or None where it is not there whole."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             part = {name: file[name] for name in file}
     except Exception:  # damage can surface anywhere in zipfile, zlib, NumPy
         return None
-    good = {"image", "noise"} <= part.keys()
+    if not {"image", "noise"} <= part.keys():
+        return None
+    # Of a version that knew one step alone.
+    part.setdefault("path", np.zeros((len(part["image"]), 0, *part["image"].shape[1:])))
+    good = part["path"].shape[1] == stops - 1
     return part if good and all(len(a) == size for a in part.values()) else None
 
 
@@ -91,6 +106,7 @@ def _part(
     num_steps: int,
     key: jax.Array,
     advance: Callable[[str], None],
+    stops: int,
     batch: int = 256,
 ) -> dict[str, np.ndarray]:
     """The pairs of some rows: in batches of one size, whatever the devices."""
@@ -113,9 +129,11 @@ def _part(
         own = (
             None if labels is None else labels[np.minimum(at - rows[0], len(rows) - 1)]
         )
-        x = teacher.draw(key, at, own, num_steps, split)
-        images.append(np.asarray(x)[: len(rows) - first])
+        x = np.asarray(teacher.draw(key, at, own, num_steps, split, stops=stops))
+        x = x.reshape(stops, batch, *teacher.shape)
+        images.append(np.moveaxis(x, 0, 1)[: len(rows) - first])
     draw = jax.jit(samplers.noise, static_argnums=2)
     noise = draw(key, jnp.asarray(rows, jnp.uint32), teacher.shape)
-    made = {"image": np.concatenate(images), "noise": np.asarray(noise)}
+    path = np.concatenate(images)
+    made = {"image": path[:, -1], "path": path[:, :-1], "noise": np.asarray(noise)}
     return made if labels is None else made | {"label": labels}

@@ -272,6 +272,7 @@ class _Run:
             method.teacher_steps,
             jax.random.fold_in(training.start_key, PAIRS),
             advance,
+            method.step_counts(stage)[0],
         )
 
     def _train(self, training: Training, stage: Stage) -> None:

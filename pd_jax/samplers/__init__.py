@@ -160,6 +160,7 @@ def sample(
     clip: bool = True,
     key: jax.Array | None = None,
     counted: bool = False,
+    stops: int = 1,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Samples data from noise.
 
@@ -174,9 +175,12 @@ def sample(
       clip: clip each prediction of x to [-1, 1].
       key: for samplers that draw noise: one key, or one per example [B].
       counted: return also how often the denoiser was asked, of each example.
+      stops: with more than one, return what was reached after each 1/stops of the
+        steps, of which num_steps is a multiple.
 
     Returns:
-      x [B, ...], in [-1, 1] where clipped; with `counted` that and int32 [B].
+      x [B, ...], in [-1, 1] where clipped; with `counted` that and int32 [B]; with
+      `stops` [stops, B, ...], x last.
 
     Raises:
       Refused: for an unknown method.
@@ -217,7 +221,7 @@ def sample(
         return x, v
 
     def body(i, carry):
-        z, memory = carry
+        z, memory, reached = carry
         n = num_steps - i
         of_step = None
         if sampler.draws:
@@ -226,13 +230,22 @@ def sample(
         until = sampler.until(start, level(n - 1)) if sampler.jumps else None
         x, v = view(z, start, until)
         z_s, memory = sampler.step(start, level(n - 1), z, x, v, view, of_step, memory)
-        return z_s if sampler.arrives else jnp.where(n == 1, x, z_s), memory
+        z_s = z_s if sampler.arrives else jnp.where(n == 1, x, z_s)
+        if stops > 1:
+            part, rest = jnp.divmod((i + 1) * stops, num_steps)
+            place = jnp.where(rest == 0, part - 1, stops)  # beyond the end: nowhere
+            reached = reached.at[place].set(z_s, mode="drop")
+        return z_s, memory, reached
 
     highest = Level(
         *(jnp.asarray(f(1.0), z.dtype) for f in (float, schedule.angle, schedule))
     )
     memory = sampler.start(level(num_steps), z)
-    x, memory = jax.lax.fori_loop(0, num_steps, body, (z, memory))
+    reached = jnp.zeros((stops if stops > 1 else 0, *z.shape), z.dtype)
+    carry = z, memory, reached
+    x, memory, reached = jax.lax.fori_loop(0, num_steps, body, carry)
+    if stops > 1:
+        return reached
     x = jnp.clip(x, -1.0, 1.0) if clip and sampler.jumps else x
     if not counted:
         return x

@@ -261,7 +261,10 @@ class Student:
         return NamedSharding(mesh, PartitionSpec("batch")), placed
 
     def _recipe(
-        self, sampler: str | None = None, split: NamedSharding | None = None
+        self,
+        sampler: str | None = None,
+        split: NamedSharding | None = None,
+        stops: int = 1,
     ) -> "_Recipe":
         return _Recipe(
             self.model,
@@ -271,6 +274,7 @@ class Student:
             self.num_classes,
             self.label_counts,
             split,
+            stops,
         )
 
     @numerics.pinned()
@@ -282,6 +286,7 @@ class Student:
         num_steps: int,
         split: NamedSharding,
         sampler: str | None = None,
+        stops: int = 1,
     ) -> jax.Array:
         """A batch of samples, before pictures are uint8: all sampling is done here.
 
@@ -296,14 +301,16 @@ class Student:
           split: how the batch lies on devices, maybe of several processes. The weights
             must be on each of them.
           sampler: another method of `samplers.sample`.
+          stops: as of `samplers.sample`: what the path went through, too.
 
         Returns:
-          Floats [B, ...], the same on all devices.
+          Floats [B, ...], the same on all devices; with more than one stop [stops, B,
+          ...].
         """
         if labels is None:
             labels = np.full(len(places), ANY)
         batch = places.astype(np.uint32), labels.astype(np.int32)
-        recipe, steps = self._recipe(sampler, split), jnp.int32(num_steps)
+        recipe, steps = self._recipe(sampler, split, stops), jnp.int32(num_steps)
         key = numerics.threefry(key)
         return _draw(recipe, self.params, key, *jax.device_put(batch, split), steps)
 
@@ -407,6 +414,7 @@ class _Recipe:
     num_classes: int
     label_counts: tuple[int, ...]
     split: NamedSharding | None
+    stops: int
 
 
 def _sample(
@@ -430,7 +438,14 @@ def _sample(
         z = jax.lax.with_sharding_constraint(z, recipe.split)
     keys, clip = samplers.step_keys(key, place), recipe.space.clip
     x = samplers.sample(
-        denoise, z, num_steps, recipe.schedule, recipe.sampler, clip, keys
+        denoise,
+        z,
+        num_steps,
+        recipe.schedule,
+        recipe.sampler,
+        clip,
+        keys,
+        stops=recipe.stops,
     )
     if recipe.split is not None:
         same = NamedSharding(recipe.split.mesh, PartitionSpec())
