@@ -24,6 +24,7 @@ from pd_jax.runtime import numerics, registry
 from pd_jax.runtime.errors import Refused
 from pd_jax.samplers import _spacing
 from pd_jax.samplers._sampler import Level, Sampler, View
+from pd_jax.samplers._spacing import search
 from pd_jax.schedules import Schedule
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "noise",
     "parse",
     "sample",
+    "search",
     "step_keys",
 ]
 

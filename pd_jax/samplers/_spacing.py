@@ -12,6 +12,7 @@ Source: (2) Song et al. 2021 (2010.02502), appendix D.2; (3) Karras et al. 2022
 """
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -66,3 +67,41 @@ def time(
 def _given(name: str) -> list[float]:
     """Times given one by one, falling."""
     return [float(part) for part in name.split(",")]
+
+
+def search(
+    score: Callable[[str], float], num_steps: int, rounds: int = 6
+) -> tuple[str, float]:
+    """Times at which a sampler scores best, found one after the other.
+
+    The first is 1; each further one is searched between 0 and the one before: of two
+    thirds' scores the worse one's outer third is left. Each round costs two scores.
+
+    Args:
+      score: of a spacing, the lower the better: such as the Frechet distance of
+        `student.sample(..., sampler="consistency@" + spacing, force=True)`.
+      num_steps: how many times.
+      rounds: for each; the last interval has (2/3)^rounds of the first one's length.
+
+    Returns:
+      The spacing, such as "1,0.42", and its score.
+
+    Raises:
+      Refused: unless num_steps and rounds are at least 1.
+
+    Source: Song et al. 2023 (2303.01469), section 3: a greedy search by thirds.
+    """
+    if min(num_steps, rounds) < 1:
+        raise Refused(f"num_steps={num_steps}, rounds={rounds}: at least 1")
+    times, best = ["1"], None
+    while len(times) < num_steps:
+        low, high, found = 0.0, float(times[-1]), {}
+        for _ in range(rounds):
+            one, other = low + (high - low) / 3, high - (high - low) / 3
+            for t in (one, other):
+                found[t] = score(",".join([*times, f"{t:.6g}"]))
+            low, high = (low, other) if found[one] <= found[other] else (one, high)
+        t = min(found, key=found.get)
+        times, best = [*times, f"{t:.6g}"], found[t]
+    spacing = ",".join(times)
+    return spacing, score(spacing) if best is None else best
