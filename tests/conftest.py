@@ -4,12 +4,16 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["COLUMNS"] = "80"  # whatever the terminal has
 flags = os.environ.get("XLA_FLAGS", "")
 if "device_count" not in flags:
+    if "slow" not in " ".join(sys.argv):
+        # The programs of short tests are compiled for longer than they run.
+        flags += " --xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4"
 
 # A job in the background has SIGINT ignored, and so would all that tests start.
