@@ -86,7 +86,7 @@ def _workdir() -> str:
 def _from() -> str | None:
     """What is read from: --from and --workdir mean the same."""
     given = {flag.value for flag in (FROM, WORKDIR) if flag.value is not None}
-    if len(given) > 1:
+    if len({os.path.normpath(name) for name in given}) > 1:
         raise Refused(
             f"--from={FROM.value} and --workdir={WORKDIR.value} mean the same: give one"
         )
@@ -107,6 +107,8 @@ def _run() -> None:
     from pd_jax import api
     from pd_jax.runtime import compilation, processes
 
+    if FROM.value is not None:
+        raise Refused(f"--from={FROM.value}: a run's own folder is --workdir=DIR")
     config, workdir = command.config(), _workdir()
     processes.join(DISTRIBUTED.value)
     processes.check_devices()

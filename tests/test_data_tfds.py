@@ -226,3 +226,32 @@ def test_prepare_gives_flags_that_work(prepared, monkeypatch, capsys, tmp_path):
     options["size"] = int(options["size"])
     assert options["label_key"] == "label"
     assert len(data.get("tfds", **options)) == NUM
+
+
+def test_labels_of_slices_of_one_size_are_kept_apart(prepared):
+    for _ in range(2):  # read from the records, then from the files that keep them
+        for split in ("train[:50%]", "train[50%:]"):
+            dataset = data.get(
+                "tfds",
+                dataset="patches",
+                data_dir=prepared,
+                split=split,
+                size=8,
+                label_key="label",
+            )
+            each = [dataset.source[row]["label"] for row in range(len(dataset))]
+            np.testing.assert_array_equal(dataset.labels, each)
+
+
+def test_kept_labels_of_other_records_are_read_again(prepared):
+    def load():
+        given = dict(dataset="patches", data_dir=prepared, size=8, label_key="label")
+        return data.get("tfds", **given)
+
+    labels, kept = load().labels, load().source.kept
+    kept.write_bytes(b"damaged")
+    np.testing.assert_array_equal(load().labels, labels)
+    with kept.open("wb") as file:  # as many, of another preparation
+        np.save(file, labels + 1)
+    np.testing.assert_array_equal(load().labels, labels)
+    np.testing.assert_array_equal(np.load(kept), labels)

@@ -143,6 +143,8 @@ WRONG = [
     (("--mode=sample", "--workdir=", "--out=b.png"), "--from= is empty"),
     (("--mode=sample", "--from=a", "--out=b.npz", "--teacher"), "N is missing"),
     (("--mode=export", "--from=none"), "no folder of a run"),
+    (("--mode=export", "--from=none", "--workdir=none/"), "no folder of a run"),
+    ((DIGITS, "--from=none"), "a run's own folder is --workdir=DIR"),
     (("--mode=sample", "--workdir=none", "--out=a.png"), "no such file or folder"),
     (("--mode=sample", "--from=~/none", "--out=a.png"), "no such file or folder"),
     (("--mode=export", "--workdir=none"), "no folder of a run"),

@@ -116,7 +116,9 @@ def test_labels_are_drawn_as_often_as_the_data_had_them(one, file, tmp_path):
     )
     expected = one.sample(KEY, 10, list(drawn))
     assert close(uneven.sample(KEY, 10), expected)
-    with pytest.raises(Refused, match=r"0 \(ant\): no example .* had 1 \(bee\), 2 \(c"):
+    with pytest.raises(
+        Refused, match=r"0 \(ant\): no example .*: give one of 1 \(bee\), 2 \(c"
+    ):
         uneven.sample(KEY, 2, "ant")
     with pytest.raises(Refused, match=r"label=0 \(ant\): no example"):
         uneven.sample(KEY, 2, 0)

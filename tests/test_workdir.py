@@ -42,3 +42,9 @@ def test_what_was_trained_or_measured_does(folder, path):
     assert take(folder, 128) == (None, False)
     with pytest.raises(Refused, match=r"ladder\.batch: 128 -> 64"):
         take(folder, 64)
+
+
+def test_a_folder_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert workdirs.path("~/run") == workdirs.path(tmp_path / "run")
+    assert str(workdirs.path("gs://bucket/~run")) == "gs://bucket/~run"

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import io
-import re
+import urllib.parse
 
 import numpy as np
 from etils import epath
@@ -16,6 +16,7 @@ from etils import epath
 from pd_jax.data import Dataset, Description
 from pd_jax.data._records import Records
 from pd_jax.runtime.errors import Refused
+from pd_jax.storage import draws
 from pd_jax.storage.writers import write_whole
 
 BLOCK = 4096  # records that are read at once for their labels
@@ -45,7 +46,10 @@ class _Split:
         if self.kept.exists():
             with contextlib.suppress(ValueError, OSError):
                 labels = np.load(io.BytesIO(self.kept.read_bytes()), allow_pickle=False)
-                if labels.shape == (len(self),):
+                some = draws.rows(64, len(self), 0)
+                now = [e[self.label_key] for e in self.data.__getitems__(some.tolist())]
+                # As many of the same labels: else the data were prepared anew.
+                if labels.shape == (len(self),) and np.array_equal(labels[some], now):
                     return labels
         labels = np.empty(len(self), np.int32)
         for first in range(0, len(self), BLOCK):
@@ -167,7 +171,7 @@ def _split(builder, dataset: str, split: str, image_key: str, label_key: str) ->
         data = builder.as_data_source(
             split, decoders=decoders, file_format="array_record"
         )
-        name = re.sub(r"[^\w]+", "_", f"{split}_{label_key}")
+        name = ",".join(urllib.parse.quote(s, safe="") for s in (split, label_key))
         kept = epath.Path(builder.data_dir) / f".pd_jax_labels_{name}.npy"
         source = _Split(f"{dataset} {split}", data, image_key, label_key, kept)
         if len(source):

@@ -18,7 +18,7 @@ from pd_jax.storage.writers import is_remote
 def path(workdir: str | os.PathLike) -> epath.Path:
     """A workdir's path, local or remote; Refused for storage that is not known here."""
     try:
-        return epath.Path(workdir)
+        return epath.Path(workdir).expanduser()
     except (ImportError, KeyError) as error:  # for what the prefix names
         raise Refused(f"--workdir={workdir}: no such storage here: {error}") from error
 

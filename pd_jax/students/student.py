@@ -170,7 +170,7 @@ class Student:
             more = f" and {len(seen) - 20} more" if len(seen) > 20 else ""
             raise Refused(
                 f"label={self._name(label)}: no example that this student learnt from "
-                f"had it; they had {some}{more}"
+                f"had it: give one of {some}{more}"
             )
         return int(label)
 
