@@ -174,6 +174,7 @@ def config_of(file, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_a_loss_and_a_metric_of_a_run(file, tmp_path):
     report = api.run(config_of(file), tmp_path / "run", "small")
     rows = report["rows"]
