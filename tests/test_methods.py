@@ -66,6 +66,15 @@ def method_of(name, cosine, optimizer=None, exact=None, **kw):
     return methods.get(name).Method(parts, **kw)
 
 
+def of_each_kind():
+    """All methods; beside one of each kind they are slow tests."""
+    kinds = ("standard", "progressive", "consistency_distillation", "diff_instruct")
+    return [
+        pytest.param(name, marks=() if name in kinds else pytest.mark.slow)
+        for name in methods.known()
+    ]
+
+
 def begun(method, weights, stage, taught=1.1):
     """A method's first state, of a teacher so many times the weights."""
     teacher = jax.tree.map(lambda p: taught * p, known(weights))
@@ -135,7 +144,7 @@ def test_contract(name, cosine):
     assert method.forwards >= 3
 
 
-@pytest.mark.parametrize("name", methods.known())
+@pytest.mark.parametrize("name", of_each_kind())
 def test_devices_microbatches_and_substeps_change_nothing(name, cosine):
     method = method_of(name, cosine)
     weights = weights_of(method)

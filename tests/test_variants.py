@@ -76,7 +76,9 @@ def test_its_values_make_sense(name, method):
 
 
 @of_each
-@of_each_config
+@pytest.mark.parametrize(
+    "name", ["mixture2d", pytest.param("digits", marks=pytest.mark.slow)]
+)
 def test_its_cost_is_known_before(name, method, capsys):
     config = get(name, f"{method}:smoke")
     setup = sketch(config, 2)
