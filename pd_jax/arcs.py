@@ -112,17 +112,28 @@ def jump(denoise: Denoiser, schedule: Schedule) -> Mover:
     return move
 
 
+def averaged(first: Arc, z_s: jax.Array, v_s: jax.Array) -> Arc:
+    """The arc of Heun's method: of the mean of the velocities at both ends of a step.
+
+    Args:
+      first: the DDIM step from z, [B, ...].
+      z_s: where it lands.
+      v_s: the velocity there, which is turned back along the arc to its start.
+
+    Source: Karras et al. 2022 (2206.00364), algorithm 1, here in the angle.
+    """
+    v, delta = first
+    e = expand(delta, v)
+    return Arc(0.5 * (v + (jnp.cos(e) * v_s - jnp.sin(e) * z_s)), delta)
+
+
 def heun(denoise: Denoiser, schedule: Schedule) -> Mover:
     """The mover of a denoiser by one step of Heun's method in the angle; two calls."""
 
     def move(z, t, s):
-        v, delta = ddim(denoise, schedule)(z, t, s)
-        z_s = travel(z, Arc(v, delta))
-        v_s = denoise(z_s, schedule(s)).v
-        # v_s turned back along the arc to its start: there the two are averaged.
-        e = expand(delta, z)
-        v_back = jnp.cos(e) * v_s - jnp.sin(e) * z_s
-        return Arc(0.5 * (v + v_back), delta)
+        first = ddim(denoise, schedule)(z, t, s)
+        z_s = travel(z, first)
+        return averaged(first, z_s, denoise(z_s, schedule(s)).v)
 
     return move
 

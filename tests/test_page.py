@@ -211,7 +211,7 @@ def test_how_it_was_made_and_how_fast_samples_come(tmp_path):
     times = {"student_2": {"batch": 50, "batch_seconds": 0.0123}}
     made = {
         "date": "2026-01-02 03:04:05+00:00",
-        "command": "python -m pd_jax.main --config=/home/me/mine.py '--a=(1, 2)'",
+        "command": "python -m pd_jax.main --config=/somewhere/mine.py '--a=(1, 2)'",
         "devices": "1 x cpu",
         "processor": "2 cores of some kind",
     }

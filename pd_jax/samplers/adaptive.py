@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from pd_jax.arcs import Arc, points_at, travel
+from pd_jax.arcs import Arc, averaged, points_at, travel
 from pd_jax.diffusion import expand
 from pd_jax.runtime.errors import Refused
 from pd_jax.samplers import _sampler
@@ -81,11 +81,10 @@ class Sampler(_sampler.Sampler):
             phi_s = jnp.where(last, end, phi - delta)
             logsnr = jnp.where(last, following.logsnr, -2.0 * jnp.log(jnp.tan(phi_s)))
             there = Level(level.t, phi_s, logsnr)
-            z_ddim = travel(z, Arc(v, delta))
+            first = Arc(v, delta)
+            z_ddim = travel(z, first)
             _, v_s = view(z_ddim, there)
-            e = expand(delta, z)
-            v_back = jnp.cos(e) * v_s - jnp.sin(e) * z_ddim
-            z_heun = travel(z, Arc(0.5 * (v + v_back), delta))
+            z_heun = travel(z, averaged(first, z_ddim, v_s))
             _, v_heun = view(z_heun, there)
             axes = tuple(range(1, z.ndim))
             error = jnp.sqrt(jnp.mean(jnp.square(z_heun - z_ddim), axis=axes))

@@ -5,9 +5,7 @@ Source: Karras et al. 2022 (2206.00364), there in sigma.
 
 import dataclasses
 
-import jax.numpy as jnp
-
-from pd_jax.arcs import Arc, travel
+from pd_jax.arcs import Arc, averaged, travel
 from pd_jax.samplers import _sampler
 
 
@@ -20,9 +18,7 @@ class Sampler(_sampler.Sampler):
 
     def step(self, level, following, z, x, v, view, keys, memory):
         """Travels along the arc of the mean velocity."""
-        delta = level.angle - following.angle
-        z_s = travel(z, Arc(v, delta))
+        first = Arc(v, level.angle - following.angle)
+        z_s = travel(z, first)
         _, v_s = view(z_s, following)
-        # v_s turned back along the arc to its start, where the two are averaged.
-        v_back = jnp.cos(delta) * v_s - jnp.sin(delta) * z_s
-        return travel(z, Arc(0.5 * (v + v_back), delta)), memory
+        return travel(z, averaged(first, z_s, v_s)), memory
