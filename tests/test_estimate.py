@@ -199,7 +199,9 @@ def test_the_folder(found):
     rows = 7 + 2
     assert found.samples == (rows * 80 + 80) * 64 * 4
     steps = (256 + 32 + 16 + 8 + 4 + 2 + 1) + (2 + 1)
-    assert found.evaluation == found.forward * (100 * steps + 80 * 1024)
+    # Pairs: the teacher's best samples, its path, and three models at 16 times of it.
+    pairs = 1024 + 256 + 3 * 16
+    assert found.evaluation == found.forward * (100 * steps + 80 * pairs)
     updates = 600 * teacher.flops + 1500 * ladder.flops
     assert found.flops == updates + found.evaluation
 
@@ -211,7 +213,8 @@ def test_an_exact_teacher_costs_nothing_where_it_is_sampled():
     config.eval.sampler = "heun"  # two evaluations a step
     found = counted(config)
     (ladder,) = found.trainings
-    assert found.evaluation == found.forward * 2 * 4000 * (2 + 1)
+    samples = 2 * 4000 * (2 + 1) + 500 * 2 * 16  # and two students at 16 times
+    assert found.evaluation == found.forward * samples
     assert ladder.flops / ladder.batch == pytest.approx(5 * found.forward, rel=0.03)
 
 

@@ -195,6 +195,23 @@ def test_a_metric_of_one_number_of_steps_is_a_table_alone(tmp_path):
     assert sum("against sampling steps" in says for says in plots) == 2
 
 
+def test_how_far_models_agree_with_themselves(whole, tmp_path):
+    found = parsed(whole)
+    assert sum("time of the path" in e["aria-label"] for e in found.of("svg")) == 1
+    assert found.texts["0.0625"] == 1
+    assert "student_1: trained at t = 1 alone of the times." in found.text
+    times = [e["data-of"] for e in found.of("td") if "t =" in e.get("data-of", "")]
+    assert times == ["t = 1", "t = 0.75", "t = 0.5", "t = 0.25"] * 3
+    # While a run goes on its own file has them; of a former version there are none.
+    folder = make(tmp_path / "run", done=False)
+    assert "Self-consistency" not in parsed(folder).text
+    file = folder / "evaluation" / "self_consistency.json"
+    file.write_text(json.dumps(report()["self_consistency"]))
+    assert "Self-consistency" in parsed(folder).text
+    file.write_text(file.read_text().replace("0.0625", "NaN"))
+    assert "Self-consistency" not in parsed(folder).text
+
+
 def test_each_training_has_its_own_axes(tmp_path):
     begun = {"teacher": 20, "student_2": 4}  # one interval of the ladder
     found = parsed(make(tmp_path / "begun", updates=begun, rows=[], done=False))
@@ -352,6 +369,14 @@ DAMAGE = {
     "a metric without end": (
         "report.json",
         json.dumps(report()).replace("1.25", "1" + "0" * 400),
+    ),
+    "an error in words": (
+        "report.json",
+        json.dumps(report()).replace("0.0625", '"small"'),
+    ),
+    "a path of no sampler": (
+        "report.json",
+        json.dumps(report()).replace('"steps": 8, "sampler": "ddim"', '"steps": 8'),
     ),
     "warnings of numbers": ("report.json", json.dumps(report(warnings=[1]))),
     "an update without end": (

@@ -137,6 +137,24 @@ def test_the_report(whole):
             assert image.size[0] > 100
 
 
+def test_the_report_says_how_far_models_agree_with_themselves(whole):
+    workdir, report = whole
+    found = report["self_consistency"]
+    assert (found["steps"], found["sampler"]) == (8, "ddim")
+    assert found["times"] == [i / 8 for i in range(8, 0, -1)]
+    assert list(found["rmse"]) == ["teacher", "student_2", "student_1"]
+    missing = {name: v.count(None) for name, v in found["rmse"].items()}
+    assert missing == {"teacher": 0, "student_2": 6, "student_1": 7}
+    # From the noise it is the RMSE of one step to the best samples, of 8 steps here.
+    rows = {(r["stage"], r["num_steps"]): r["metrics"] for r in report["rows"]}
+    for name in ("teacher", "student_1"):
+        expected = rows[name, 1]["rmse_to_teacher"]
+        assert found["rmse"][name][0] == pytest.approx(expected, rel=1e-5)
+    text = (workdir / "report.md").read_text()
+    assert f"student_1 {expected:#.3g} from the noise." in text
+    assert "Self-consistency along the path" in (workdir / "report.html").read_text()
+
+
 def test_the_report_says_what_halves_of_the_data_have_and_how_it_was_made(whole):
     workdir, report = whole
     digits = data.get("digits", num_images=200).reference

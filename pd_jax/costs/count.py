@@ -21,6 +21,7 @@ from pd_jax.costs import program
 from pd_jax.costs.program import matmul_flops, num_bytes, peak_bytes, reduced_bytes
 from pd_jax.evaluation.evaluation import GRID
 from pd_jax.evaluation.rows import rows
+from pd_jax.evaluation.self_consistency import path_steps
 from pd_jax.runtime import numerics
 from pd_jax.training.method import state_shapes
 from pd_jax.training.stage import Stage
@@ -214,8 +215,11 @@ def _evaluations(setup: Setup) -> int:
         return num_steps * samplers.get(sampler).evaluations
 
     each = sum(passes(row.num_steps, row.sampler) for row in asked)
-    reference = 0 if exact else passes(ev.reference_steps, ev.sampler)
-    return ev.num_samples * each + ev.paired_samples * reference
+    along, times = path_steps(ev, ev.reference_steps)
+    paired = times * len({row.stage for row in asked})
+    if not exact:
+        paired += passes(ev.reference_steps, ev.sampler) + passes(along, ev.sampler)
+    return ev.num_samples * each + ev.paired_samples * paired
 
 
 def _folder(setup: Setup, costs: list[Cost]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import json
 import pathlib
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +49,8 @@ class Exact:
         return params
 
     def denoiser(self, params: None, label: jax.Array | None = None) -> Denoiser:
-        """The denoiser, whatever the label."""
-        return self.denoise
+        """The denoiser, whatever the label; a second time says nothing to it."""
+        return lambda z, logsnr, until=None: self.denoise(z, logsnr)
 
 
 class Evaluation:
@@ -64,7 +64,7 @@ class Evaluation:
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._same = NamedSharding(mesh, PartitionSpec())
         batch = min(setup.config.run.eval_batch, self._config.num_samples)
-        self._batch = -(-batch // mesh.size) * mesh.size
+        self.batch = -(-batch // mesh.size) * mesh.size
         self._kept = max(self._config.paired_samples, GRID)  # samples of each row
         self._labels = self._draw_labels()
         offered = {
@@ -116,6 +116,10 @@ class Evaluation:
         place = jnp.arange(num, dtype=jnp.uint32)
         return np.asarray(draw(self._key, place, self._setup.dataset.shape))
 
+    def place(self, params: dict | None) -> dict | None:
+        """Weights on all devices, as `samples` and `data_from` take them."""
+        return jax.device_put(params, self._same)
+
     def student(self, params: dict | None) -> Student:
         """A model to sample from: of weights, or the exact denoiser's if None."""
         model = Exact(self._setup.dataset.denoise)
@@ -137,6 +141,7 @@ class Evaluation:
         num_steps: int,
         num: int,
         method: str | None = None,
+        stops: int = 1,
     ) -> Iterator[np.ndarray]:
         """Samples from the first `num` noises, batch by batch.
 
@@ -145,28 +150,58 @@ class Evaluation:
           num_steps: sampling steps.
           num: how many.
           method: the sampler; the config's where None.
+          stops: as of `Student.draw`.
+
+        Returns:
+          Floats [b, ...]; with more than one stop [stops, b, ...].
         """
         student = self.student(params)
-        for first in range(0, num, self._batch):
-            place = np.arange(first, first + self._batch, dtype=np.uint32)
-            label = None
-            if self._labels is not None:  # the last batch is padded
-                label = self._labels[np.minimum(place, num - 1)]
+        for place, label in self._batches(num):
             began = time.monotonic()
             with compilation.without_gc():  # of the first call
                 x = student.draw(
-                    self._key, place, label, num_steps, self._split, method
+                    self._key, place, label, num_steps, self._split, method, stops
                 )
             x = np.asarray(x)
-            program = params is None, method or self._config.sampler
+            program = params is None, method or self._config.sampler, stops
             if program in self._compiled:
                 self._batch_seconds.append(time.monotonic() - began)
             self._compiled.add(program)
-            yield x[: num - first]
+            left = slice(num - int(place[0]))
+            yield x[left] if stops == 1 else x[:, left]
+
+    def data_from(
+        self, params: dict | None, path: np.ndarray, times: Sequence[float]
+    ) -> Iterator[np.ndarray]:
+        """The data that a model points at from places on paths, batch by batch.
+
+        Args:
+          params: as for `samples`.
+          path: of the first N noises, at each of the times, [T, N, ...].
+          times: [T], above 0.
+
+        Returns:
+          Floats [T, b, ...].
+        """
+        student, num = self.student(params), path.shape[1]
+        for place, label in self._batches(num):
+            z = path[:, np.minimum(place, num - 1)]
+            with compilation.without_gc():  # of the first call
+                x = student.data_from(z, np.float32(times), label, self._split)
+            yield np.asarray(x)[:, : num - int(place[0])]
+
+    def _batches(self, num: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Places of the first `num` noises, and their labels; the last is padded."""
+        for first in range(0, num, self.batch):
+            place = np.arange(first, first + self.batch, dtype=np.uint32)
+            label = None
+            if self._labels is not None:
+                label = self._labels[np.minimum(place, num - 1)]
+            yield place, label
 
     def trace(self) -> jax.stages.Traced:
         """The sampler of a batch, traced on shapes, to be lowered for any platform."""
-        return self.student(self._setup.shapes).trace(self._batch, self._split)
+        return self.student(self._setup.shapes).trace(self.batch, self._split)
 
     def _path(self, name: str) -> epath.Path:
         return self._directory / name
@@ -188,11 +223,11 @@ class Evaluation:
     def work(self, row: Row) -> int:
         """A row's forward passes of one example."""
         each = self._passes(row.num_steps, row.sampler)
-        return each * self._drawn(self._config.num_samples)
+        return each * self.drawn(self._config.num_samples)
 
-    def _drawn(self, num: int) -> int:
+    def drawn(self, num: int) -> int:
         """Samples that are drawn for so many: the last batch is padded."""
-        return -(-num // self._batch) * self._batch
+        return -(-num // self.batch) * self.batch
 
     def _passes(self, num_steps: int, sampler: str) -> int:
         """Forward passes of one sample."""
@@ -201,7 +236,7 @@ class Evaluation:
     @property
     def reference_work(self) -> dict[str, int]:
         """Forward passes of one example for each kind of reference samples."""
-        num = self._drawn(self._config.paired_samples)
+        num = self.drawn(self._config.paired_samples)
         each = self._passes(self.reference_steps, self._config.sampler)
         work = {"reference_teacher": num * each}
         if self._setup.dataset.denoise is not None:
@@ -229,7 +264,7 @@ class Evaluation:
 
         def features(images: np.ndarray) -> dict[str, np.ndarray]:
             num = len(images)
-            rows = np.minimum(np.arange(self._batch), num - 1)  # filled up
+            rows = np.minimum(np.arange(self.batch), num - 1)  # filled up
             outputs = network(params, jax.device_put(images[rows], self._split))
             # Published scores are of logits without the last layer's bias.
             outputs["logits"] = np.asarray(outputs["logits"]) - bias
@@ -276,8 +311,8 @@ class Evaluation:
         first = np.zeros(num, bool)
         first[draws.rows(num // 2, num, seed)] = True
         whole, *halves = (Summary(self._setup.space, self._features) for _ in range(3))
-        for start in range(0, num, self._batch):
-            part = slice(start, start + self._batch)
+        for start in range(0, num, self.batch):
+            part = slice(start, start + self.batch)
             values = whole.values(data.take(rows[part])["image"])
             whole.add_values(values)
             for half, chosen in zip(halves, (first[part], ~first[part])):
@@ -322,7 +357,7 @@ class Evaluation:
         advance(0, text)
         for part in batches:
             parts.append(part)
-            advance(self._batch * each, text)
+            advance(self.batch * each, text)
         self._keep(f"{name}.npy", np.concatenate(parts))
         return np.concatenate(parts)
 
@@ -334,7 +369,7 @@ class Evaluation:
           advance: called with (work done, what is going on) after every batch.
         """
         num, steps = self._config.paired_samples, self.reference_steps
-        teacher = jax.device_put(teacher, self._same)
+        teacher = self.place(teacher)
         self._data = self._reference(advance)
         if self._labels is not None:
             self._keep("labels.npy", self._labels[: self._kept])
@@ -371,7 +406,7 @@ class Evaluation:
         """
         began = time.monotonic()
         text = f"sampling: {row.model}, {row.num_steps} steps"
-        params = jax.device_put(params, self._same)
+        params = self.place(params)
         summary, first, wrong = Summary(self._setup.space, self._features), [], 0
         num, each = self._config.num_samples, self._passes(row.num_steps, row.sampler)
         self._batch_seconds.clear()
@@ -380,7 +415,7 @@ class Evaluation:
             wrong += num_not_finite(x)
             if not wrong:
                 summary.add(x)
-            advance(self._batch * each, text)
+            advance(self.batch * each, text)
         x = np.concatenate(first)
         values, errors = {}, [f"{wrong} of {num} samples are not finite"] * (wrong > 0)
         if not wrong:
@@ -395,7 +430,7 @@ class Evaluation:
             **row._asdict(),
             "metrics": values,
             **({"errors": errors} if errors else {}),
-            "sampling": {"batch": self._batch, "batch_seconds": batch_seconds},
+            "sampling": {"batch": self.batch, "batch_seconds": batch_seconds},
             "seconds": seconds + time.monotonic() - began,
         }
         self._keep(f"{row.name}.npy", x)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pd_jax.methods._joined import Joined
 from pd_jax.runtime.errors import Refused
-from pd_jax.training.method import setting
+from pd_jax.training.method import on_grid, setting
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import TrainState
 
@@ -62,6 +62,10 @@ class Jumps(Joined):
     def step_counts(self, stage: Stage) -> tuple[int, ...]:
         """Those of `steps`, the fewest last; or the number of segments."""
         return (self.segments,) if self.segments > 1 else super().step_counts(stage)
+
+    def points_from(self, stage: Stage, num: int) -> list[int]:
+        """At those of the grid."""
+        return on_grid(num, self.grid)
 
     @property
     def first_grid(self) -> int:

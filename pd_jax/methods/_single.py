@@ -9,7 +9,7 @@ from pd_jax.diffusion import LOSSES, WEIGHTINGS, Prediction, robust, weighted_ms
 from pd_jax.methods import _draws
 from pd_jax.metrics import lpips
 from pd_jax.runtime.errors import Refused
-from pd_jax.training.method import Parts, setting
+from pd_jax.training.method import Parts, on_grid, setting
 from pd_jax.training.optimizer import Decay
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL, TrainState
@@ -54,6 +54,10 @@ class Single:
     def step_counts(self, stage: Stage) -> tuple[int, ...]:
         """Those of `steps`, the fewest last."""
         return tuple(sorted(self.steps, reverse=True))
+
+    def points_from(self, stage: Stage, num: int) -> list[int]:
+        """At all times."""
+        return on_grid(num)
 
     def plan(self, teacher_steps: int = 0) -> list[Stage]:
         """One stage."""

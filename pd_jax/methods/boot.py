@@ -27,7 +27,8 @@ from pd_jax.diffusion import weighted_mse
 from pd_jax.methods import _draws
 from pd_jax.methods._joined import SOLVERS
 from pd_jax.methods._two_times import TwoTimes
-from pd_jax.training.method import setting
+from pd_jax.training.method import on_grid, setting
+from pd_jax.training.stage import Stage
 from pd_jax.training.state import TrainState
 
 
@@ -53,6 +54,10 @@ class Method(TwoTimes):
     def forwards(self) -> int:
         """Own and the teacher's steps, the start's teacher; two trained passes."""
         return (2 if self.solver == "heun" else 1) + 8
+
+    def points_from(self, stage: Stage, num: int) -> list[int]:
+        """From the noise alone."""
+        return on_grid(num, 1)
 
     def times(
         self, state: TrainState, keys: jax.Array

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from pd_jax import scores
 from pd_jax.diffusion import WEIGHTINGS, Prediction, diffuse, velocity, weighted_mse
 from pd_jax.methods import _draws
-from pd_jax.training.method import Parts, setting
+from pd_jax.training.method import Parts, on_grid, setting
 from pd_jax.training.optimizer import Optimizer
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL, TEACHER, TrainState
@@ -80,6 +80,10 @@ class Method:
     def step_counts(self, stage: Stage) -> tuple[int, ...]:
         """One step."""
         return (1,)
+
+    def points_from(self, stage: Stage, num: int) -> list[int]:
+        """From the noise alone."""
+        return on_grid(num, 1)
 
     def begin(self, handed_over: dict, stage: Stage, key: jax.Array) -> TrainState:
         """The second network starts from the teacher's weights."""

@@ -25,7 +25,7 @@ from pd_jax import arcs, samplers
 from pd_jax.diffusion import expand, predict
 from pd_jax.methods._single import Compared
 from pd_jax.runtime.errors import Refused
-from pd_jax.training.method import setting
+from pd_jax.training.method import on_grid, setting
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import TrainState
 
@@ -68,6 +68,10 @@ class Method(Compared):
                 "to measure on; give 0"
             )
         return super().plan()
+
+    def points_from(self, stage: Stage, num: int) -> list[int]:
+        """At those of its steps."""
+        return on_grid(num, self.steps[0])
 
     def losses(
         self,

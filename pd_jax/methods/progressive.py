@@ -13,7 +13,7 @@ from pd_jax import arcs
 from pd_jax.diffusion import WEIGHTINGS, diffuse, predict, weighted_mse
 from pd_jax.methods import _draws
 from pd_jax.runtime.errors import Refused
-from pd_jax.training.method import Parts, setting
+from pd_jax.training.method import Parts, on_grid, setting
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL, TEACHER, TrainState
 
@@ -126,6 +126,10 @@ class Method:
     def step_counts(self, stage: Stage) -> tuple[int, ...]:
         """The one that the stage is for."""
         return (stage.num_steps,)
+
+    def points_from(self, stage: Stage, num: int) -> list[int]:
+        """At those of its steps."""
+        return on_grid(num, stage.num_steps)
 
     def begin(self, handed_over: dict, stage: Stage, key: jax.Array) -> TrainState:
         """The hand-over: the last stage's weights teach, and start the student.

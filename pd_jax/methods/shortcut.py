@@ -54,6 +54,11 @@ class Method(TwoTimes):
             )
         return super().plan()
 
+    def points_from(self, stage: Stage, num: int) -> list[int]:
+        """At 1, 1/2, 1/4, ..., 1/M: from there a jump goes to the data."""
+        times = [num >> k for k in range(self.grid.bit_length()) if num % 2**k == 0]
+        return times[::-1]
+
     def _lengths(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """For each example whether it learns from data, and a jump's length d."""
         kind, length = (_draws.uniform_times(_draws.fold(keys, i)) for i in (0, 1))

@@ -12,7 +12,7 @@ import jax
 
 from pd_jax.diffusion import WEIGHTINGS, Prediction, diffuse, velocity, weighted_mse
 from pd_jax.methods import _draws
-from pd_jax.training.method import Parts, setting
+from pd_jax.training.method import Parts, on_grid, setting
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL, TrainState
 
@@ -52,6 +52,10 @@ class Method:
     def step_counts(self, stage: Stage) -> tuple[int, ...]:
         """None of its own."""
         return ()
+
+    def points_from(self, stage: Stage, num: int) -> list[int]:
+        """At all times, or those of the sampling steps if `discrete`."""
+        return on_grid(num, stage.num_steps)
 
     def begin(self, handed_over: dict, stage: Stage, key: jax.Array) -> TrainState:
         """Trains from the weights that are handed over."""

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from pd_jax.diffusion import WEIGHTINGS
 from pd_jax.methods._joined import SOLVERS, TARGET, Joined
 from pd_jax.runtime.errors import Refused
-from pd_jax.training.method import setting
+from pd_jax.training.method import on_grid, setting
 from pd_jax.training.optimizer import Decay
 from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL, TEACHER, TrainState
@@ -110,6 +110,10 @@ class Method(Joined):
     def step_counts(self, stage: Stage) -> tuple[int, ...]:
         """The phase's."""
         return (stage.num_steps,)
+
+    def points_from(self, stage: Stage, num: int) -> list[int]:
+        """At those of the phase's grid."""
+        return on_grid(num, stage.numbers["grid"])
 
     def begin(self, handed_over: dict, stage: Stage, key: jax.Array) -> TrainState:
         """The last phase's average teaches, and the student's own weights go on."""

@@ -29,7 +29,8 @@ from pd_jax.diffusion import (
 from pd_jax.methods import _draws
 from pd_jax.methods._joined import SOLVERS
 from pd_jax.methods._two_times import TwoTimes
-from pd_jax.training.method import setting
+from pd_jax.training.method import on_grid, setting
+from pd_jax.training.stage import Stage
 from pd_jax.training.state import TrainState
 
 
@@ -58,6 +59,10 @@ class Method(TwoTimes):
         teacher = self.teacher_steps * (2 if self.solver == "heun" else 1)
         through_data = 3 if self.compare == "data" else 0
         return teacher + 1 + 3 + through_data + (3 if self.denoising else 0)
+
+    def points_from(self, stage: Stage, num: int) -> list[int]:
+        """At those of the grid."""
+        return on_grid(num, self.grid)
 
     def times(
         self, state: TrainState, keys: jax.Array

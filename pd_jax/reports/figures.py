@@ -138,6 +138,41 @@ def against_steps(
         return _svg(figure, key, says)
 
 
+def along_path(
+    times: Sequence[float],
+    models: Mapping[str, Sequence[float | None]],
+    key: str,
+    says: str,
+) -> tuple[Markup, list[str]]:
+    """Values of models at times of a path, noise on the left.
+
+    Args:
+      times: from 1 down.
+      models: each one's values, None where there is none.
+      key: unique in the page.
+      says: what it shows, for those who do not see it.
+
+    Returns:
+      An element; and each model's color as CSS.
+    """
+    colours = [SERIES[i % len(SERIES)] for i in range(len(models))]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.2, 3.0))
+        axes, drawn = figure.add_axes((0.13, 0.15, 0.85, 0.83)), [np.zeros(0)]
+        for i, (values, colour) in enumerate(zip(models.values(), colours)):
+            points = [
+                (t, v) for t, v in zip(times, values) if v is not None and v < MOST
+            ]
+            if points:
+                mark = "o" if i else "s"
+                axes.plot(*zip(*points), mark + "-", color=colour, ms=4.5, lw=1.6)
+                drawn.append(np.array([v for _, v in points]))
+        axes.set(xlim=(1.03, -0.03), xlabel="time t, from noise to data")
+        _scale(axes, np.concatenate(drawn))
+        axes.grid(visible=True)
+        return _svg(figure, key, says), [STAND_INS[colour] for colour in colours]
+
+
 def is_curve(curves: Iterable[Curve]) -> bool:
     """Whether there are values of two numbers of steps."""
     return len({n for curve in curves for n, v in curve.points if abs(v) < MOST}) > 1

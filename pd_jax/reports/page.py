@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 from etils import epath
 
-from pd_jax import __version__, metrics
+from pd_jax import __version__, metrics, samplers
 from pd_jax import config as configs
 from pd_jax.evaluation.rows import row_of
 from pd_jax.reports import figures, grids
@@ -257,6 +257,27 @@ def _quality(record: Record) -> list[dict]:
     return found
 
 
+def _along_path(record: Record) -> dict | None:
+    """How far models agree with themselves: a plot, and values by time."""
+    found = record.self_consistency
+    if not found.get("rmse"):
+        return None
+    times, models = found["times"], found["rmse"]
+    every = max(1, len(times) // 4)  # as many columns as a narrow screen has room for
+    says = "Error of the data that a model points at, against the time of the path"
+    plot, colours = figures.along_path(times, models, "along-path", says)
+    return {
+        "plot": plot,
+        "times": [f"{t:.3g}" for t in times[::every]],
+        "rows": [
+            (name, colour, values[::every])
+            for (name, values), colour in zip(models.items(), colours)
+        ],
+        "path": f"{found['steps']} steps of {samplers.label(found['sampler'])}",
+        "left_out": found["left_out"],
+    }
+
+
 def _sampling(record: Record) -> list[tuple[int, list[dict]]]:
     """What a batch took by steps, for each series: {} for what is not known."""
     rows = [
@@ -395,6 +416,7 @@ def html(record: Record) -> str:
         channels=channels(record),
         pairs=_pairs(record),
         losses=figures.losses(record.stages),
+        along_path=_along_path(record),
         sampling=_sampling(record),
         batches=_batches(record),
         hours=device_hours(record),

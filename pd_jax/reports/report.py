@@ -153,6 +153,27 @@ def _better(name: str) -> str:
     return better and f" ({better})"
 
 
+def _self_consistency(found: dict) -> list[str]:
+    """How far models agree with themselves along the path, as Markdown."""
+    texts = []
+    for name, values in found["rmse"].items():
+        measured = [value for value in values if value is not None]
+        words = []
+        if values[0] is not None:
+            words.append(f"{values[0]:#.3g} from the noise")
+        if len(measured) > 1:
+            words.append(f"{np.mean(measured):#.3g} over {len(measured)} times")
+        texts += [f"{name} {', '.join(words)}"] if words else []
+    if not texts:
+        return [f"Self-consistency: {why}.\n" for why in found["left_out"].values()]
+    return [
+        "Self-consistency, RMSE of the data that a model points at from the teacher's "
+        "path to where that ends, at times that the model was trained at (0 of an "
+        f"exact consistency model): {'; '.join(texts)}.",
+        "",
+    ]
+
+
 def _speed(report: dict) -> list[str]:
     """What sampling took, as Markdown."""
     rows = [
@@ -205,6 +226,7 @@ def _write(
             or words.startswith("not measured")
         ),
         "",
+        *_self_consistency(report["self_consistency"]),
         f"Time: {seconds}.",
         "",
         *_speed(report),

@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from pd_jax import config as configs
+from pd_jax.evaluation import self_consistency
 from pd_jax.evaluation.rows import (
     Row,
     by_series,
@@ -190,6 +191,16 @@ class Record:
             found = _attempt(lambda: _values(files.read_json(path)), {}, self.warnings)
         return found or {}
 
+    @functools.cached_property
+    def self_consistency(self) -> dict:
+        """How far models agree with themselves along a path; {} without."""
+        found = self.report.get("self_consistency")
+        path = self.folder / "evaluation" / self_consistency.FILE
+        if found is None and path.exists():
+            read = functools.partial(files.read_json, path)
+            found = _attempt(lambda: self_consistency.check(read()), {}, self.warnings)
+        return found or {}
+
     def samples(self, row: dict) -> np.ndarray | None:
         """The first samples of a row [N, ...], from the same noise as the reference."""
         path = self.folder / "evaluation" / f"{row_of(row).name}.npy"
@@ -317,6 +328,8 @@ def _report(folder: epath.Path, report: dict | None = None) -> dict:
         raise ValueError("warnings, protocol and versions are not all texts")
     if not report["rows"]:
         raise ValueError("a report without rows")
+    if report.get("self_consistency"):
+        self_consistency.check(report["self_consistency"])
     if report.get("floor"):
         report["floor"] = _values(report["floor"])
     shlex.split(report["made"].get("command", ""))

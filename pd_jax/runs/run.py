@@ -26,6 +26,7 @@ from pd_jax.data import Pairs
 from pd_jax.evaluation import preflight, regressions
 from pd_jax.evaluation.evaluation import GRID, Evaluation
 from pd_jax.evaluation.rows import Row, row_of, rows
+from pd_jax.evaluation.self_consistency import SelfConsistency
 from pd_jax.runs import inputs, loading, pairs
 from pd_jax.runs import workdir as workdirs
 from pd_jax.runs.stages import Stages
@@ -143,6 +144,7 @@ class _Run:
         self.options, self.callbacks = setup.config.run, callbacks
         self.stages = Stages(setup, workdir)
         self.evaluation = Evaluation(setup, workdir)
+        self.consistency = SelfConsistency(setup, workdir, self.evaluation)
         self.accounted = 0.0  # seconds of this process that a stage or row has counted
 
     def all(self) -> dict:
@@ -163,6 +165,7 @@ class _Run:
                             self._end_where_worse(training, stage)
                 with _out_of_memory(EVALUATION, self.setup):
                     self._evaluate(rows(self.setup))
+                    self._ask()
         finally:
             self.progress.close()
         facts = {
@@ -198,6 +201,12 @@ class _Run:
         measured += [
             (self.evaluation.work(row), self.evaluation.done(row))
             for row in rows(self.setup)
+        ]
+        missing = self.consistency.missing
+        measured.append((self.consistency.path_work, not missing))
+        measured += [
+            (self.consistency.work, name not in missing)
+            for name in self.consistency.models
         ]
         done = sum(amount for amount, done in measured if done)
         work[EVALUATION] = done, sum(amount for amount, _ in measured)
@@ -371,38 +380,45 @@ class _Run:
             updates = sum(s.updates for s in later)
             self.progress.drop(training.name, updates * training.work)
             gone = sum(self.evaluation.work(r) for s in later for r in self._rows(s))
+            names = {r.stage for s in later for r in self._rows(s)}
+            gone += self.consistency.work * len(names)
             self.progress.drop(EVALUATION, gone)
             del training.stages[training.stages.index(stage) + 1 :]
             self.progress.warn(f"{stage.name} is worse than its teacher: the last one")
 
     def _evaluate(self, wanted: list[Row]) -> None:
         """Measures those rows that are missing."""
-        evaluation = self.evaluation
+        evaluation, advance = self.evaluation, self._advance
         missing = [row for row in wanted if not evaluation.done(row)]
         began = time.monotonic()
-
-        def advance(work, text):
-            self.interrupt.check()
-            self.progress.advance(EVALUATION, work, text)
-
         if missing:
-            teacher = self.setup.released  # None for the exact one
-            if self.setup.trainings[0].name == "teacher":
-                teacher = self.stages.result("teacher")[MODEL]
+            teacher = self._weights("teacher")
             evaluation.prepare(teacher, advance)
-        stages = {
-            stage.name: (training, stage) for training, stage in self.setup.stages
-        }
         for row in missing:
-            params = teacher
-            if row.model == "student":
-                params = self.stages.handed_over(*stages[row.stage])[MODEL]
+            params = teacher if row.model == "teacher" else self._weights(row.stage)
             evaluation.measure(row, params, time.monotonic() - began, advance)
             if processes.is_first():
                 shown = evaluation.saved_samples(row.name)[:GRID]
                 self.callbacks.on_row(evaluation.entry(row), shown)
             self.accounted += time.monotonic() - began
             began = time.monotonic()
+
+    def _ask(self) -> None:
+        """Measures how far models agree with themselves, where that is missing."""
+        began = time.monotonic()
+        self.consistency.measure(self._weights, self._advance)
+        self.accounted += time.monotonic() - began
+
+    def _advance(self, work: int, text: str) -> None:
+        self.interrupt.check()
+        self.progress.advance(EVALUATION, work, text)
+
+    def _weights(self, name: str) -> dict | None:
+        """A stage's weights; of "teacher" also released ones, None for the exact."""
+        for training, stage in self.setup.stages:
+            if stage.name == name:
+                return self.stages.handed_over(training, stage)[MODEL]
+        return self.setup.released
 
     def _report(self, facts: dict[str, list[dict]]) -> dict:
         """Puts the report together and writes it; facts of all stages by training."""
@@ -421,12 +437,14 @@ class _Run:
             for stage, its_facts in zip(training.stages, facts[training.name])
         }
         seconds["evaluation"] = sum(e["seconds"] for e in entries)
+        seconds["evaluation"] += self.consistency.seconds
         rest = time.monotonic() - self.began - self.accounted
         seconds["total"] = sum(seconds.values()) + rest
         result = {
             "config": self.name,
             "rows": [{k: v for k, v in e.items() if k not in TIMES} for e in entries],
             "floor": self.evaluation.floor,
+            "self_consistency": self.consistency.entry(),
             "sampling": {
                 row_of(e).name: e["sampling"] for e in entries if "sampling" in e
             },

@@ -315,6 +315,34 @@ class Student:
         return _draw(recipe, self.params, key, *jax.device_put(batch, split), steps)
 
     @numerics.pinned()
+    def data_from(
+        self,
+        path: np.ndarray,
+        times: np.ndarray,
+        labels: np.ndarray | None,
+        split: NamedSharding,
+    ) -> jax.Array:
+        """The data that the model points at from places on paths, in one step.
+
+        It is the model's prediction of the data; one of two times is asked for the
+        place that it jumps to at time 0.
+
+        Args:
+          path: noisy data at each of the times, [T, B, ...].
+          times: [T], above 0 and at most 1.
+          labels: [B], numbers of classes; None without.
+          split: as for `draw`.
+
+        Returns:
+          Floats [T, B, ...], clipped if samples are, the same on all devices.
+        """
+        along = split.update(spec=PartitionSpec(None, *split.spec))
+        if labels is not None:
+            labels = jax.device_put(labels.astype(np.int32), split)
+        path = jax.device_put(path.astype(np.float32), along)
+        return _data_from(self._recipe(split=split), self.params, path, times, labels)
+
+    @numerics.pinned()
     def trace(self, size: int, split: NamedSharding) -> jax.stages.Traced:
         """`draw` of a batch of some size on shapes, to be lowered for any platform."""
         of = jax.ShapeDtypeStruct
@@ -454,6 +482,28 @@ def _sample(
 
 
 _draw = jax.jit(_sample, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _data_from(
+    recipe: _Recipe,
+    params: Any,
+    path: jax.Array,
+    times: jax.Array,
+    label: jax.Array | None,
+) -> jax.Array:
+    """Data [T, B, ...] from places [T, B, ...] at times [T]; see `Student`."""
+    denoise = recipe.model.denoiser(recipe.model.cast(params), label)
+
+    def at(given):
+        z, t = given
+        levels = recipe.schedule(jnp.stack([t, jnp.zeros_like(t)]))
+        return denoise(z, *(jnp.broadcast_to(n, z.shape[:1]) for n in levels)).x
+
+    x = jax.lax.map(at, (path, times))
+    x = jnp.clip(x, -1.0, 1.0) if recipe.space.clip else x
+    same = NamedSharding(recipe.split.mesh, PartitionSpec())
+    return jax.lax.with_sharding_constraint(x, same)
 
 
 @contextlib.contextmanager

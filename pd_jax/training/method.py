@@ -36,6 +36,18 @@ def setting(
     return dataclasses.field(default=default, metadata=limits)
 
 
+def on_grid(num: int, grid: int = 0) -> list[int]:
+    """The times i/num that a model knows which was trained on those of a grid: i.
+
+    Args:
+      num: intervals of the times asked for, i = 1, ..., num.
+      grid: intervals of those of training; 0 for any time. One as fine as `num` or
+        finer has a time near every one asked for, a coarser one only its own.
+    """
+    fine = not grid or grid >= num
+    return [i for i in range(1, num + 1) if fine or i * grid % num == 0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """What a method is built of, besides its keys; to plan stages the name is enough.
@@ -131,6 +143,12 @@ class Method(Protocol):
 
     def step_counts(self, stage: Stage) -> tuple[int, ...]:
         """The sampling steps that a stage's model is made for, the fewest last."""
+
+    def points_from(self, stage: Stage, num: int) -> list[int]:
+        """The times i/num, 0 < i <= num, at which a stage's model points at data: i.
+
+        Those at which it was trained to: see `on_grid`.
+        """
 
     def begin(
         self, handed_over: dict[str, Any], stage: Stage, key: jax.Array
