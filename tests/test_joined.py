@@ -2,6 +2,10 @@
 
 import itertools
 import math
+import pathlib
+import re
+import runpy
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,7 @@ from scipy.stats import norm
 from test_consistency_distillation import (
     GAUSSIAN,
     MEAN,
+    STD,
     WHOLE,
     affine,
     angle,
@@ -28,6 +33,8 @@ from pd_jax.models._model import Function
 from pd_jax.runtime.errors import Refused
 from pd_jax.training.optimizer import Optimizer, average
 from pd_jax.training.stage import Stage
+
+IMITATION = pathlib.Path(__file__).parents[1] / "docs" / "imitation.py"
 
 
 def method_of(name, function, exact=GAUSSIAN, schedule=WHOLE, **kw):
@@ -308,6 +315,49 @@ def test_imitation_has_no_variance():
         weights = {"shift": jnp.float64(0.3)}
         losses = jax.jit(method.losses)(begun(method, weights), weights, batch, keys)
         np.testing.assert_allclose(losses, 0.09, rtol=1e-9)
+
+
+def test_imitation_has_the_gradient_of_training_on_data_without_its_variance():
+    # The exact v, and a shift c in both values: g = 2 (c - mean of v - E[v | z]), of
+    # mean 2 c. Var[v | z] = s^2 / (s^2 cos^2 phi + sin^2 phi), on average over phi s.
+    shift, num = 0.5, 20_000
+    noise = runpy.run_path(str(IMITATION))["gradient_noise"]
+
+    def shifted(params, z, logsnr, label):
+        return GAUSSIAN(z, logsnr).v + params["shift"]
+
+    def of(name):
+        method = method_of(name, shifted, weighting="snr_plus_1")
+        state = begun(method, weights)
+        return jax.jit(lambda *given: noise(partial(method.losses, state), *given))
+
+    with jax.enable_x64(True):
+        weights = {"shift": jnp.float64(shift)}
+        found, variance = of("standard")(weights, *draws(num))
+        assert variance == pytest.approx(2.0 * STD, rel=0.05)
+        # The signal is within four standard errors of its mean.
+        error = 4.0 * np.sqrt(variance / num) / shift
+        assert variance / found == pytest.approx((2.0 * shift) ** 2, rel=error)
+        found, variance = of("imitation")(weights, *draws(num))
+        assert variance == pytest.approx(0.0, abs=1e-10)
+        assert found == pytest.approx(0.0, abs=1e-10)
+
+
+@pytest.mark.slow
+def test_imitation_beside_training_on_data_on_the_digits(capsys):
+    runpy.run_path(str(IMITATION))["main"](0, 160, 200, 512)
+    lines = [
+        re.findall(r"[\d.e+-]+", row) for row in capsys.readouterr().out.splitlines()
+    ]
+    losses = {int(r[0]): list(map(float, r[1:])) for r in lines[3:12]}
+    start, end = losses[0], losses[160]
+    assert start[:2] == start[2:]
+    assert end[0] < 0.1 * start[0]
+    assert end[0] < end[2]
+    assert end[3] < start[3]
+    noise = [list(map(float, r[1:])) for r in lines[15:18]]
+    assert all(row[2] < row[3] for row in noise)
+    assert all(row[0] < row[1] for row in noise[:2])  # then the signal has gone
 
 
 @pytest.mark.parametrize(
