@@ -254,26 +254,28 @@ def test_workers_end(tmp_path, then):
     here = os.path.dirname(os.path.abspath(__file__))
     program = tmp_path / "program.py"
     program.write_text(PARENT.format(here=here, then=then))
-    parent = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-W", "error", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.path.dirname(here)},
-    )
-    workers = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(workers) == 2
-    for pid in workers if then == "input()" else []:  # as a whole group would be told
-        os.kill(pid, signal.SIGINT)
-        os.kill(pid, signal.SIGTERM)
-        time.sleep(0.2)
-        assert alive(pid)
-    if then == "input()":
-        parent.kill()
-    deadline = time.monotonic() + 60
-    while any(map(alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(alive, workers))
-    _, errors = parent.communicate(input="\n", timeout=60)
-    assert errors == ""
+    ) as parent:
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        for pid in (
+            workers if then == "input()" else []
+        ):  # as a whole group would be told
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(0.2)
+            assert alive(pid)
+        if then == "input()":
+            parent.kill()
+        deadline = time.monotonic() + 60
+        while any(map(alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(map(alive, workers))
+        _, errors = parent.communicate(input="\n", timeout=60)
+        assert errors == ""

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -12,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent import futures
+from multiprocessing import resource_tracker
 from typing import Protocol
 
 import grain.python as grain
@@ -172,7 +174,9 @@ class Records(Dataset):
 def _each(loader: grain.IterDataset, name: str, workers: int) -> Iterator[dict]:
     try:
         with contextlib.closing(iter(loader)) as batches:
-            yield from map(_own, batches)
+            with _signals_kept_off():  # which starts threads and processes
+                first = next(batches)
+            yield from map(_own, itertools.chain([first], batches))
     except (RuntimeError, OSError) as error:  # of processes, or what they share
         raise OSError(
             f"{name}: reading with run.data_workers={workers} ended ({brief(error)}). "
@@ -209,12 +213,24 @@ def _flip(example: dict, rng: np.random.Generator) -> dict:
     return example
 
 
+@contextlib.contextmanager
+def _signals_kept_off() -> Iterator[None]:
+    """Has processes started here, from any thread started here, never hear a signal.
+
+    SIGINT and SIGTERM reach a whole group of processes: the parent decides what
+    follows. What is blocked stays so from birth on, through all that is imported.
+    """
+    resource_tracker.ensure_running()  # whose start would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(index: int, count: int) -> None:
-    """Makes a worker process end when its parent does, and not before."""
+    """Makes a worker process end when its parent does."""
     del index, count
-    # These reach a whole group of processes: the parent decides what follows.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def follow():
