@@ -71,6 +71,16 @@ def test_a_part_that_is_slower_than_those_before_is_noticed(clock):
     assert told[-1] == pytest.approx(50.0, rel=0.1)
 
 
+def test_what_comes_before_a_first_result_is_no_pace(clock):
+    bar = progress.Progress("run", {"ladder": (0, 100)}, 5.0)
+    clock.now += 40.0  # files, a data set, another library
+    for _ in range(51):
+        bar.advance("ladder", 0, "ladder")
+        bar.advance("ladder", 1, "ladder")
+        clock.now += 0.2
+    assert bar.seconds_left == pytest.approx(9.8)
+
+
 def test_work_that_need_not_be_done_is_no_pace(clock):
     bar = progress.Progress("run", {"ladder": (0, 1000)}, 5.0)
     for _ in range(100):

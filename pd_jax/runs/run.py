@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import platform
@@ -41,7 +42,7 @@ from pd_jax.training.stage import Stage
 from pd_jax.training.state import MODEL, TEACHER, TrainState
 from pd_jax.training.training import Training
 
-EVALUATION = "evaluation"  # a part of a run, beside its trainings
+EVALUATION, CONSISTENCY = "evaluation", "self-consistency"  # parts beside trainings
 TIMES = ("seconds", "sampling")  # of a row's entry: what no other run has again
 PAIRS = 2**18  # folded into a training's start key, beside its stages' indices
 
@@ -146,6 +147,7 @@ class _Run:
         self.evaluation = Evaluation(setup, workdir)
         self.consistency = SelfConsistency(setup, workdir, self.evaluation)
         self.accounted = 0.0  # seconds of this process that a stage or row has counted
+        self.prepared, self.preparing = False, 0.0  # seconds that no row has counted
 
     def all(self) -> dict:
         """Everything, in order; returns the report."""
@@ -158,6 +160,9 @@ class _Run:
         try:
             with Interrupt() as self.interrupt:
                 for training in self.setup.trainings:
+                    if training.name != "teacher":
+                        with _out_of_memory(EVALUATION, self.setup):
+                            self._prepare(rows(self.setup))
                     for stage in training.stages:
                         with _out_of_memory(training.name, self.setup):
                             self._train(training, stage)
@@ -177,7 +182,7 @@ class _Run:
     def _work(self) -> tuple[dict[str, tuple[int, int]], list[str]]:
         """Work by part, done and in all; what is there.
 
-        A part is a training or the evaluation, its work forward passes of one example.
+        A part is a training or measures models, its work forward passes of one example.
         """
         work = {}
         present, self.begun = [], set()  # the stages that have a checkpoint
@@ -203,13 +208,14 @@ class _Run:
             for row in rows(self.setup)
         ]
         missing = self.consistency.missing
-        measured.append((self.consistency.path_work, not missing))
-        measured += [
+        asked = [(self.consistency.path_work, not missing)]
+        asked += [
             (self.consistency.work, name not in missing)
             for name in self.consistency.models
         ]
-        done = sum(amount for amount, done in measured if done)
-        work[EVALUATION] = done, sum(amount for amount, _ in measured)
+        for part, amounts in (EVALUATION, measured), (CONSISTENCY, asked):
+            done = sum(amount for amount, done in amounts if done)
+            work[part] = done, sum(amount for amount, _ in amounts)
         sampled = sum(map(self.evaluation.done, rows(self.setup)))
         if sampled:
             present.append(f"{sampled} of {len(rows(self.setup))} rows measured")
@@ -381,22 +387,34 @@ class _Run:
             self.progress.drop(training.name, updates * training.work)
             gone = sum(self.evaluation.work(r) for s in later for r in self._rows(s))
             names = {r.stage for s in later for r in self._rows(s)}
-            gone += self.consistency.work * len(names)
             self.progress.drop(EVALUATION, gone)
+            self.progress.drop(CONSISTENCY, self.consistency.work * len(names))
             del training.stages[training.stages.index(stage) + 1 :]
             self.progress.warn(f"{stage.name} is worse than its teacher: the last one")
 
+    def _prepare(self, wanted: list[Row]) -> None:
+        """Makes what rows are compared with, where one of these is missing.
+
+        It needs the teacher alone, and comes before its students: what evaluation
+        cannot do is then known early, and how long it takes.
+        """
+        if self.prepared or all(map(self.evaluation.done, wanted)):
+            return
+        began = time.monotonic()
+        self.evaluation.prepare(self._weights("teacher"), self._advance)
+        self.prepared, self.preparing = True, time.monotonic() - began
+
     def _evaluate(self, wanted: list[Row]) -> None:
         """Measures those rows that are missing."""
-        evaluation, advance = self.evaluation, self._advance
+        evaluation = self.evaluation
         missing = [row for row in wanted if not evaluation.done(row)]
-        began = time.monotonic()
-        if missing:
-            teacher = self._weights("teacher")
-            evaluation.prepare(teacher, advance)
+        self._prepare(missing)
+        began, self.preparing = time.monotonic() - self.preparing, 0.0
+        teacher = self._weights("teacher") if missing else None
         for row in missing:
             params = teacher if row.model == "teacher" else self._weights(row.stage)
-            evaluation.measure(row, params, time.monotonic() - began, advance)
+            seconds = time.monotonic() - began
+            evaluation.measure(row, params, seconds, self._advance)
             if processes.is_first():
                 shown = evaluation.saved_samples(row.name)[:GRID]
                 self.callbacks.on_row(evaluation.entry(row), shown)
@@ -406,12 +424,13 @@ class _Run:
     def _ask(self) -> None:
         """Measures how far models agree with themselves, where that is missing."""
         began = time.monotonic()
-        self.consistency.measure(self._weights, self._advance)
+        advance = functools.partial(self._advance, part=CONSISTENCY)
+        self.consistency.measure(self._weights, advance)
         self.accounted += time.monotonic() - began
 
-    def _advance(self, work: int, text: str) -> None:
+    def _advance(self, work: int, text: str, part: str = EVALUATION) -> None:
         self.interrupt.check()
-        self.progress.advance(EVALUATION, work, text)
+        self.progress.advance(part, work, text)
 
     def _weights(self, name: str) -> dict | None:
         """A stage's weights; of "teacher" also released ones, None for the exact."""

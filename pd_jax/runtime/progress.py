@@ -20,10 +20,11 @@ class _Part:
 
     Attributes:
       left: work to do.
-      work, seconds: what was done since the start, and how long that took, without
-        compiling.
-      compiling: seconds of that.
-      begun: whether any was done since the start.
+      work, seconds: what was done since its first result, and how long that took,
+        without compiling.
+      compiling: seconds of that, from the start on.
+      begun: whether there was a result. What comes before it, as of files and programs
+        that are loaded, says little of the pace.
     """
 
     left: float
@@ -77,9 +78,12 @@ class Progress:
         now, compiled, it = time.monotonic(), compilation.seconds(), self._parts[part]
         elapsed, compiling = now - self._clock, compiled - self._compiled
         self._clock, self._compiled = now, compiled
-        it.seconds += max(elapsed - compiling, 0.0)
         it.compiling += compiling
-        it.work, it.left, it.begun = it.work + work, it.left - work, True
+        if it.begun:
+            it.seconds += max(elapsed - compiling, 0.0)
+            it.work += work
+        it.begun |= work > 0
+        it.left -= work
         self._done += work
         if now - self._printed >= self._seconds:
             self.show(text)

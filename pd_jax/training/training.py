@@ -50,8 +50,8 @@ class Training:
     def work(self) -> int:
         """An update's, in forward passes of one example, for the time left.
 
-        What comes beside the network (optimizer, averages, data) counts as one more:
-        on two CPU cores it is 1.2 with digits' small network, and little with large
-        ones.
+        What comes beside the network (optimizer, averages, data) counts as two more:
+        on two CPU cores it is 2.7 with digits' small network, which is evaluated for
+        a third of a run, and little with large ones, which are evaluated for less.
         """
-        return self.batch * (self.method.forwards + 1)
+        return self.batch * (self.method.forwards + 2)
