@@ -48,6 +48,7 @@ def _training(method: str) -> dict:
         init="",  # what the first stage starts from: "" is what the training before
         # hands over, "fresh" new weights, else the name of a training before
         taught_by="",  # the training whose model teaches; "" is the one before
+        data="",  # the data set's section that it learns from; "" is section data
         **{key: field.default for key, field in methods.fields(method).items()},
     )
 
@@ -64,7 +65,9 @@ def _section(name: str, method: str) -> dict:
     return (_teacher() if name == "teacher" else {}) | _training(method)
 
 
-def default(data_name: str, model_name: str, **trainings: str) -> ConfigDict:
+def default(
+    data_name: str | Mapping[str, str], model_name: str, **trainings: str
+) -> ConfigDict:
     """All keys with their defaults, for a data set and a network by name; locked.
 
     Data or a network that are a caller's own object have the name `GIVEN`.
@@ -72,7 +75,9 @@ def default(data_name: str, model_name: str, **trainings: str) -> ConfigDict:
     docs/config.md is made of the comments below: `python docs/make_config.py`.
 
     Args:
-      data_name: the data set.
+      data_name: the data set; or several by section, as {"data": "digits", "more":
+        "npz"}: samples are compared with that of section data, and others are for
+        trainings that name them.
       model_name: the network.
       **trainings: the run's trainings in order, name=method: each is a section of keys.
         Default: ladder="progressive". The first is the teacher's, by default
@@ -82,6 +87,11 @@ def default(data_name: str, model_name: str, **trainings: str) -> ConfigDict:
       Refused: for an unknown name, listing the known ones.
     """
     trainings = {"teacher": "standard"} | (trainings or DEFAULT_TRAININGS)
+    sets = {"data": data_name} if isinstance(data_name, str) else {**data_name}
+    options = {
+        section: {"kind": ""} if name == GIVEN else data.options(name)
+        for section, name in sets.items()
+    }
     return ConfigDict(
         dict(
             seed=0,  # of first weights, data order, noise and dropout
@@ -90,9 +100,10 @@ def default(data_name: str, model_name: str, **trainings: str) -> ConfigDict:
             chain=tuple(trainings),  # the trainings in order, each a section; the
             # teacher's is left out where it is exact or released
             data=dict(
-                name=data_name,  # a file of pd_jax/data/
-                **({"kind": ""} if data_name == GIVEN else data.options(data_name)),
+                name=sets["data"],  # a file of pd_jax/data/
+                **options.pop("data"),
             ),
+            **{name: {"name": sets[name]} | keys for name, keys in options.items()},
             schedule=dict(
                 name="cosine",  # a function of pd_jax.schedules
                 logsnr_min=-20.0,  # log signal-to-noise ratio at t = 1, where sampling
@@ -151,6 +162,14 @@ def trainings(config: ConfigDict | dict) -> dict[str, str]:
     return {name: config[name]["method"] for name in config.get("chain", CHAIN)}
 
 
+def data_sets(config: ConfigDict | dict) -> dict[str, str]:
+    """The data sets of a config by section: `data`, and others that trainings name."""
+    named = [config[name].get("data", "") for name in trainings(config)]
+    return {
+        section: config[section]["name"] for section in ["data", *filter(None, named)]
+    }
+
+
 def title(config: ConfigDict | dict) -> str:
     """What a run distils by: its methods' names for people, without the teacher's."""
     used = [method for name, method in trainings(config).items() if name != "teacher"]
@@ -164,7 +183,7 @@ def stored(values: dict) -> ConfigDict:
       Refused: if it is none.
     """
     try:
-        names = values["data"]["name"], values["model"]["name"]
+        names = data_sets(values), values["model"]["name"]
         config = default(*names, **trainings(values))
         config.update(values)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -283,9 +302,8 @@ def check_keys(config: ConfigDict) -> None:
             "the config has no data.name or no model.name: begin with "
             "pd_jax.config.default(data, model), and change its keys"
         )
-    for section, known in (("data", data.known), ("model", models.known)):
-        if config[section].name != GIVEN:
-            registry.check(config[section].name, known(), f"{section}.name")
+    if config.model.name != GIVEN:
+        registry.check(config.model.name, models.known(), "model.name")
     chain = tuple(config.get("chain", CHAIN))
     for name in chain:
         if "method" not in config.get(name, {}):
@@ -299,7 +317,18 @@ def check_keys(config: ConfigDict) -> None:
         raise Refused(
             f"chain={chain}: teacher comes first, then at least one other, each once"
         )
-    like = default(config.data.name, config.model.name, **trainings(config))
+    for name in chain:
+        section = config[name].get("data", "")
+        if section and "name" not in config.get(section, {}):
+            raise Refused(
+                f'{name}.data="{section}": the config has no such section; its data '
+                f"sets are named in pd_jax.config.default({{"
+                f'"data": "{config.data.name}", "{section}": NAME}}, NETWORK)'
+            )
+    for section, name in data_sets(config).items():
+        if (section, name) != ("data", GIVEN):
+            registry.check(name, data.known(), f"{section}.name")
+    like = default(data_sets(config), config.model.name, **trainings(config))
     known = dict(flatten(like)).keys()
     given = dict(flatten(config)).keys() | {"chain"}
     missing, unknown = sorted(known - given), sorted(given - known)

@@ -40,8 +40,9 @@ class Setup:
 
     Attributes:
       config: the config.
-      dataset, schedule, model: what is learnt from, on which levels, with what; of a
-        `sketch`, the data set is a `Description`.
+      datasets: what is learnt from, by section of the config; of a `sketch`, each is a
+        `Description`.
+      schedule, model: on which levels, with what.
       shapes: the network's weights as shapes and types.
       trainings: the config's chain, without a teacher's that is exact or released.
       released: a released teacher's weights, on the host; or None.
@@ -49,13 +50,24 @@ class Setup:
     """
 
     config: ConfigDict
-    dataset: Dataset | Description
+    datasets: dict[str, Dataset | Description]
     schedule: Schedule
     model: Model
     shapes: dict
     trainings: list[Training]
     released: dict | None
     teacher_steps: int
+
+    @property
+    def dataset(self) -> Dataset | Description:
+        """What samples are compared with, and what is learnt from by default."""
+        return self.datasets["data"]
+
+    def data_of(self, stage: Stage) -> tuple[str, Dataset | Description]:
+        """The data set that a stage learns from, with its name."""
+        name = next(t.name for t, of in self.stages if of == stage)
+        section = self.config[name].data or "data"
+        return self.config[section].name, self.datasets[section]
 
     def first_weights(self) -> dict:
         """What the first stage starts from: released, or new from the config's seed."""
@@ -106,24 +118,43 @@ def precision(config: ConfigDict, platform: str) -> str:
     )
 
 
-def _model(config: ConfigDict, dataset: Dataset | Description, platform: str) -> Model:
+def _model(
+    config: ConfigDict, datasets: dict[str, Dataset | Description], platform: str
+) -> Model:
     section = config.model.to_dict()
-    model = models.build(section, dataset.shape[-1], precision(config, platform))
+    channels = datasets["data"].shape[-1]
+    model = models.build(section, channels, precision(config, platform))
     classes = section.get("num_classes", 0)
-    if dataset.num_classes is None:
-        return model
-    if classes > 1 and not dataset.num_classes:
-        raise Refused(
-            f'model.num_classes={classes}, but data "{config.data.name}" has no '
-            "labels: give 0, or say where they are (the keys of section data)"
-        )
-    if 1 < classes < dataset.num_classes:
-        raise Refused(
-            f"model.num_classes={classes}, but the labels of data "
-            f'"{config.data.name}" go up to {dataset.num_classes - 1}: give '
-            f"{dataset.num_classes}, or 0 to train without labels"
-        )
+    for section, dataset in datasets.items():
+        name, largest = config[section].name, dataset.num_classes
+        if largest is None:
+            continue
+        if classes > 1 and not largest:
+            raise Refused(
+                f'model.num_classes={classes}, but data "{name}" has no labels: give '
+                f"0, or say where they are (the keys of section {section})"
+            )
+        if 1 < classes < largest:
+            raise Refused(
+                f'model.num_classes={classes}, but the labels of data "{name}" go up '
+                f"to {largest - 1}: give {largest}, or 0 to train without labels"
+            )
     return model
+
+
+def _check_alike(datasets: dict[str, Dataset | Description]) -> None:
+    """Refuses data sets of one run whose examples are not of one shape and kind."""
+    spaces = {name: Space.of(d.shape, d.kind) for name, d in datasets.items()}
+    for name, space in spaces.items():
+        if space != spaces["data"]:
+            words = [
+                f"{name}: {spaces[name].kind} of shape {datasets[name].shape}"
+                for name in ("data", name)
+            ]
+            raise Refused(
+                f"the trainings of a run learn from examples of one shape and kind, "
+                f"not of {'; '.join(words)}"
+            )
 
 
 def parts(
@@ -258,21 +289,34 @@ def build(
     """
     devices = jax.devices()
     configs.check(config, len(devices))
-    if dataset is None:
-        options = config.data.to_dict()
-        dataset = data.get(options.pop("name"), **options)
-    _check_data(config, dataset)
+    datasets = {} if dataset is None else {"data": dataset}
+    datasets = _datasets(config, data.get, datasets)
+    _check_data(config, datasets["data"])
     released, steps = None, 0
     if teacher is not None:
         model, released = teacher
         shapes = jax.eval_shape(lambda: released)
-        return _assemble(config, dataset, model, shapes, released, steps, devices)
-    model = _model(config, dataset, devices[0].platform)
-    shapes = _shapes(model, dataset)
+        return _assemble(config, datasets, model, shapes, released, steps, devices)
+    model = _model(config, datasets, devices[0].platform)
+    shapes = _shapes(model, datasets["data"])
     if config.teacher.released:
         with _named("teacher.released"):
             released, steps = load_released(config.teacher.released, shapes)
-    return _assemble(config, dataset, model, shapes, released, steps or 0, devices)
+    return _assemble(config, datasets, model, shapes, released, steps or 0, devices)
+
+
+def _datasets(
+    config: ConfigDict, get: Callable, given: dict[str, Dataset]
+) -> dict[str, Dataset | Description]:
+    """The data sets of a config by section; those that are not given are got."""
+    datasets = {
+        section: given[section]
+        if section in given
+        else get(**config[section].to_dict())
+        for section in configs.data_sets(config)
+    }
+    _check_alike(datasets)
+    return datasets
 
 
 def sketch(config: ConfigDict, num_devices: int) -> Setup:
@@ -286,16 +330,15 @@ def sketch(config: ConfigDict, num_devices: int) -> Setup:
       Refused: for what cannot work, naming the config key.
     """
     configs.check(config, num_devices)
-    options = config.data.to_dict()
-    described = data.describe(options.pop("name"), **options)
-    model = _model(config, described, "of chips")
-    shapes = _shapes(model, described)
-    return _assemble(config, described, model, shapes, None, 0, jax.local_devices()[:1])
+    datasets = _datasets(config, data.describe, {})
+    model = _model(config, datasets, "of chips")
+    shapes = _shapes(model, datasets["data"])
+    return _assemble(config, datasets, model, shapes, None, 0, jax.local_devices()[:1])
 
 
 def _assemble(
     config: ConfigDict,
-    dataset: Dataset | Description,
+    datasets: dict[str, Dataset | Description],
     model: Model,
     shapes: dict,
     released: dict | None,
@@ -303,6 +346,7 @@ def _assemble(
     devices: list[jax.Device],
 ) -> Setup:
     """The rest of a setup; released weights are for `steps` steps, or 0 for any."""
+    dataset = datasets["data"]
     if config.teacher.exact and dataset.denoise is None:
         raise Refused(
             f'teacher.exact=True, but no exact denoiser of data "{config.data.name}" '
@@ -320,10 +364,17 @@ def _assemble(
         built[name] = parts(config, name, model, schedule, dataset.shape, denoise)
     plan = configs.planned(config, steps, built)
     trainings = [
-        _training(config, name, method, stages, dataset, devices)
+        _training(
+            config,
+            name,
+            method,
+            stages,
+            datasets[config[name].data or "data"],
+            devices,
+        )
         for name, (method, stages) in plan.items()
     ]
-    return Setup(config, dataset, schedule, model, shapes, trainings, released, steps)
+    return Setup(config, datasets, schedule, model, shapes, trainings, released, steps)
 
 
 def _purpose(config: ConfigDict, name: str) -> int:

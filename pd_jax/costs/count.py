@@ -19,6 +19,7 @@ from pd_jax import samplers
 from pd_jax.config.setup import Setup
 from pd_jax.costs import program
 from pd_jax.costs.program import matmul_flops, num_bytes, peak_bytes, reduced_bytes
+from pd_jax.data import Dataset, Description
 from pd_jax.evaluation.evaluation import GRID
 from pd_jax.evaluation.rows import rows
 from pd_jax.evaluation.self_consistency import path_steps
@@ -139,9 +140,9 @@ def _state(training: Training, weights: dict) -> TrainState:
     return state_shapes(training.method, training.stages[0], weights)
 
 
-def _batch(setup: Setup, *lead: int, kind: str = "images") -> dict:
+def _batch(dataset: Dataset | Description, *lead: int, kind: str = "images") -> dict:
     """A batch of a kind as shapes and types, leaves [*lead, ...]."""
-    shape, classes = setup.dataset.shape, setup.dataset.num_classes
+    shape, classes = dataset.shape, dataset.num_classes
     batch = {
         "images": {"image": jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)},
         "places": {"place": jax.ShapeDtypeStruct(lead, jnp.int32)},
@@ -165,7 +166,8 @@ def trace(setup: Setup, training: Training, step: Step, size: int) -> jax.stages
       step: its step, or one of another number of updates.
       size: the device's part of a batch.
     """
-    batch = _batch(setup, 1, step.substeps, size, kind=training.method.data)
+    lead = 1, step.substeps, size
+    batch = _batch(training.dataset, *lead, kind=training.method.data)
     key = jax.eval_shape(lambda: numerics.key(0))
     return step.trace(_state(training, setup.shapes), batch, key)
 
@@ -181,7 +183,8 @@ def _cost(setup: Setup, training: Training, num_devices: int) -> Cost:
     peak = peak_bytes(traced.jaxpr.jaxpr)
     twice = peak_bytes(trace(setup, training, step, 2 * size).jaxpr.jaxpr)
     held = _held(_state(training, setup.shapes))
-    batch = _batch(setup, training.step.substeps, size, kind=training.method.data)
+    lead = training.step.substeps, size
+    batch = _batch(training.dataset, *lead, kind=training.method.data)
     # What a batch of twice the size does not double; of a small one, the peak may be
     # after its activations are gone, and they grow past it in the larger one.
     fixed = max(2 * peak - twice, min(peak, held.trained))
@@ -233,7 +236,7 @@ def _folder(setup: Setup, costs: list[Cost]) -> tuple[int, int]:
     saved = min(max(ev.paired_samples, GRID), ev.num_samples)
     num = len(rows(setup)) * saved + ev.paired_samples
     num += 0 if setup.dataset.denoise is None else ev.paired_samples
-    return checkpoints, num * num_bytes(_batch(setup)["image"])
+    return checkpoints, num * num_bytes(_batch(setup.dataset)["image"])
 
 
 def _xla_flops(traced: jax.stages.Traced) -> float:
@@ -243,7 +246,7 @@ def _xla_flops(traced: jax.stages.Traced) -> float:
 
 def _forward(setup: Setup, weights: dict, size: int) -> jax.stages.Traced:
     """A forward pass of `size` examples, traced on shapes."""
-    batch = _batch(setup, size)
+    batch = _batch(setup.dataset, size)
     logsnr = jax.ShapeDtypeStruct((size,), jnp.float32)
 
     def forward(weights, z, logsnr, label):

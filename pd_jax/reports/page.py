@@ -85,7 +85,8 @@ def plain(value: object) -> str:
 def keys(config: dict) -> list[tuple[str, list[dict]]]:
     """All keys by section, with their values, defaults, and whether these differ."""
     try:
-        default = configs.default(config["data"]["name"], config["model"]["name"])
+        names = configs.data_sets(config), config["model"]["name"]
+        default = configs.default(*names, **configs.trainings(config))
         defaults = dict(configs.flatten(default))
     except (KeyError, TypeError, ValueError):  # a data set or network not known here
         defaults = {}

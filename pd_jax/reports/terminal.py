@@ -41,8 +41,10 @@ class Terminal:
         count = jax.process_count()
         spread = f" of {count} processes" if count > 1 else ""
         console.say(f"{self._name}: {' -> '.join(stages)}", "bold")
+        others = [(n, d) for n, d in setup.datasets.items() if d is not setup.dataset]
+        more = "".join(f", {len(dataset)} of {name}" for name, dataset in others)
         console.say(
-            f"{len(setup.dataset)} examples of shape {setup.dataset.shape}, "
+            f"{len(setup.dataset)} examples{more} of shape {setup.dataset.shape}, "
             f"{weights:,} weights, {len(devices)} {devices[0].platform} device(s)"
             f"{spread}, jax {jax.__version__}\n"
             f"{'going on in' if present else 'writing to'} {self._workdir}"

@@ -11,6 +11,7 @@ import json
 
 from etils import epath
 
+from pd_jax import config as configs
 from pd_jax.config.setup import Setup
 from pd_jax.runtime import processes
 from pd_jax.runtime.errors import Refused
@@ -20,17 +21,17 @@ from pd_jax.students import bundle
 
 NAME = "inputs.json"
 DATA = "data"
-# Config keys that say where content lies, which is no part of its identity.
-PLACES = (
-    *("data.path", "data.data_dir", "data.cache", "teacher.released"),
-    *("eval.inception", "eval.statistics", "perceptual.weights"),
-)
+# Config keys that say where content lies, which is no part of its identity: of files,
+# and of every data set.
+FILES = "eval.inception", "eval.statistics", "perceptual.weights"
+DATA_PLACES = "path", "data_dir", "cache"
 
 
 def moved(old: dict, new: dict) -> dict:
     """A config's old values with the places of the new ones, where both name some."""
     old = copy.deepcopy(old)
-    for key in PLACES:
+    sets = [f"{name}.{key}" for name in configs.data_sets(new) for key in DATA_PLACES]
+    for key in (*sets, "teacher.released", *FILES):
         section, _, name = key.partition(".")
         pair = old.get(section, {}).get(name), new.get(section, {}).get(name)
         # The weights of a caller's own model have their digest in a path's place.
@@ -56,18 +57,19 @@ def check(workdir: epath.Path, setup: Setup) -> None:
     now = of(setup)
     off = [
         f"{key}: {before.get(key, '(none)')} -> {now.get(key, '(none)')}"
-        for key in sorted((before.keys() | now.keys()) - {DATA})
+        for key in sorted((before.keys() | now.keys()) - setup.datasets.keys())
         if before.get(key) != now.get(key)
     ]
-    try:
-        setup.dataset.go_on(before[DATA])
-    except Refused as error:
-        off.append(f"data: {error}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise Refused(
-            f"{workdir / NAME} is damaged: remove it, and the data is taken for the "
-            "run's own"
-        ) from error
+    for name, dataset in setup.datasets.items():
+        try:
+            dataset.go_on(before[name])
+        except Refused as error:
+            off.append(f"{name}: {error}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise Refused(
+                f"{workdir / NAME} is damaged: remove it, and the data is taken for "
+                "the run's own"
+            ) from error
     if off:
         raise Refused(
             f"{workdir} was made from other content:\n  " + "\n  ".join(off) + "\nUse "
@@ -83,11 +85,12 @@ def write(workdir: epath.Path, setup: Setup) -> None:
 
 
 def of(setup: Setup) -> dict:
-    """What a run is made from, of JSON: the data's identity, and digests by key."""
-    config, found = setup.config, {DATA: setup.dataset.identity()}
+    """What a run is made from, of JSON: identities of data, and digests by key."""
+    config = setup.config
+    found = {name: dataset.identity() for name, dataset in setup.datasets.items()}
     if setup.released is not None and not config.teacher.released.startswith("sha256:"):
         found["teacher.released"] = bundle.digest(bundle.flatten(setup.released))
-    for section, key in map(lambda place: place.split("."), PLACES[-3:]):
+    for section, key in map(lambda place: place.split("."), FILES):
         if config[section][key]:
             content = epath.Path(config[section][key]).read_bytes()
             found[f"{section}.{key}"] = hashlib.sha256(content).hexdigest()

@@ -282,7 +282,7 @@ class _Run:
         return pairs.make(
             self.workdir / "pairs" / stage.name,
             teacher,
-            self.setup.dataset,
+            self.setup.data_of(stage)[1],
             method.pairs,
             method.teacher_steps,
             jax.random.fold_in(training.start_key, PAIRS),
@@ -325,7 +325,8 @@ class _Run:
             before = stages[: stages.index(stage.name)]
             made = {"teacher": before[-1] if before else released or None}
             made["precision"] = self.setup.model.dtype.name
-            made["labels"] = getattr(self.setup.dataset, "label_names", ()) or None
+            names = getattr(self.setup.data_of(stage)[1], "label_names", ())
+            made["labels"] = names or None
             made["step_counts"] = training.method.step_counts(stage)
             made["sampler"] = training.method.sampler or self.setup.config.eval.sampler
             made |= self.stages.sampler(stage) | {"devices": processes.devices()}

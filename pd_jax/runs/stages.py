@@ -95,7 +95,7 @@ class Stages:
 
     def sampler(self, stage: Stage) -> dict:
         """What sampling from a stage's weights takes, to keep beside them."""
-        config = self._setup.config
+        config, (name, dataset) = self._setup.config, self._setup.data_of(stage)
         own = config.model.name == configs.GIVEN
         return {
             **({"function": self._function()} if own else {}),
@@ -104,10 +104,10 @@ class Stages:
             "schedule": config.schedule.to_dict(),
             "model": config.model.to_dict(),
             "data": {
-                "name": config.data.name,
-                "shape": list(self._setup.dataset.shape),
+                "name": name,
+                "shape": list(dataset.shape),
                 "kind": self._setup.space.kind,
-                "examples": len(self._setup.dataset),
+                "examples": len(dataset),
             },
         }
 
@@ -117,7 +117,7 @@ class Stages:
         counts = None
         if classes > 1:
             place = done * training.batch, (*training.seed, stage.index)
-            counts = self._setup.dataset.label_counts(*place)
+            counts = self._setup.data_of(stage)[1].label_counts(*place)
         return {} if counts is None else {"label_counts": counts.tolist()}
 
     def _function(self) -> dict:
@@ -150,7 +150,7 @@ class Stages:
                 + "\nPut back what was there, or use another folder with --workdir=DIR."
             )
         if counts := facts.get("label_counts"):
-            self._setup.dataset.recall(np.array(counts))
+            self._setup.data_of(checkpoints.stage)[1].recall(np.array(counts))
 
     def lost(self, stage: Stage, error: Damaged) -> Refused:
         """The end of a stage that others came from: nothing here can replace it."""
