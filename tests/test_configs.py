@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pd_jax import config as configs
-from pd_jax.config.setup import build
+from pd_jax.config.setup import build, sketch
+from pd_jax.costs import count, program
 from pd_jax.evaluation.evaluation import Evaluation
 from pd_jax.training.method import state_shapes
 
@@ -16,8 +17,15 @@ LOWERED = ("digits", "imagenet64", "mixture2d")  # one of a kind
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
+def module(name):
+    return runpy.run_path(str(FOLDER / f"{name}.py"))
+
+
 def get(name, variant=""):
-    return runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"](variant)
+    return module(name)["get_config"](variant)
+
+
+AT_SCALE = [(n, m) for n in ("cifar10",) for m in module(n)["METHODS"]]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -28,9 +36,48 @@ def test_its_values_make_sense_and_its_docstring_tells_what_to_expect(name):
         assert config.is_locked
     with pytest.raises(ValueError, match='Did you mean "smoke"'):
         get(name, "smok")
-    module = runpy.run_path(str(FOLDER / f"{name}.py"))
-    assert f"--config=configs/{name}.py" in module["__doc__"]
-    assert "hours" in module["__doc__"] or "minutes" in module["__doc__"]
+    text = module(name)["__doc__"]
+    assert f"--config=configs/{name}.py" in text
+    assert "hours" in text or "minutes" in text
+
+
+@pytest.mark.parametrize(("name", "method"), AT_SCALE)
+def test_a_method_at_its_papers_scale_has_the_ladders_teacher(name, method):
+    config, ladder = get(name, method), get(name)
+    configs.check(config, 1)
+    assert configs.trainings(config) == {"teacher": "standard", "student": method}
+    for section in ("data", "model", "teacher", "eval"):
+        assert config[section] == ladder[section]
+    text = module(name)["__doc__"]
+    assert f"`:{method}`" in text
+    assert "ever run here" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("name", "method"), AT_SCALE)
+def test_a_methods_keys_at_its_papers_scale_make_a_step(name, method):
+    small = configs.default("digits", "mlp", student=method)
+    small.model.width = small.model.emb_ch = 8
+    small.model.num_blocks = 1
+    small.teacher.updates = 10
+    small.student.update(get(name, method).student, batch=4)
+    setup = sketch(small, 1)
+    student = setup.training("student")
+    traced = count.trace(setup, student, student.step, student.batch)
+    assert program.matmul_flops(traced.jaxpr.jaxpr) > 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "method"), AT_SCALE)
+def test_its_miniature_is_counted_and_lowers_for_accelerators(name, method):
+    setup = sketch(get(name, f"{method}:smoke"), 1)
+    costs = count.count(setup, 1)
+    assert [cost.name for cost in costs.trainings] == ["teacher", "student"]
+    assert {stage.updates for stage in costs.trainings[1].stages} == {10}
+    student = setup.trainings[1]
+    traced = count.trace(setup, student, student.step, student.batch)
+    for platform in ("tpu", "cuda"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "xbf16>" in text
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet64", "lsun_bedroom128"])

@@ -28,25 +28,28 @@ def parse(variant: str, *methods: str) -> tuple[str, bool]:
     return ("", True) if method == SMOKE else (method, size == SMOKE)
 
 
-def paper(data_name: str, start: int) -> ConfigDict:
+def paper(data_name: str, start: int, student: str = "") -> ConfigDict:
     """What the paper's data sets have in common; a config file adds the rest.
 
     Args:
       data_name: the data set.
       start: the teacher's steps; the ladder halves them down to 1.
+      student: a method to distil the same teacher by, in place of the ladder; its keys
+        are as by default.
 
     Source: Salimans & Ho 2022 (2202.00512), section 5 and appendix E, and the released
     configurations. The number of a teacher's updates is each config file's choice.
     """
-    config = default(data_name, "unet")
+    config = default(data_name, "unet", **({"student": student} if student else {}))
     config.teacher.weighting = "truncated_snr"
     config.teacher.warmup_updates = 1000
     config.teacher.ema = 0.9999
-    config.ladder.weighting = "truncated_snr"
-    config.ladder.start = start
-    config.ladder.decay = "linear"
-    num = len(step_counts(start, 1))
-    config.ladder.updates = (50_000,) * (num - 2) + (100_000,) * 2
+    if not student:
+        config.ladder.weighting = "truncated_snr"
+        config.ladder.start = start
+        config.ladder.decay = "linear"
+        num = len(step_counts(start, 1))
+        config.ladder.updates = (50_000,) * (num - 2) + (100_000,) * 2
     config.eval.num_samples = 50_000
     config.eval.teacher_steps = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
     config.eval.max_steps = 512
@@ -97,10 +100,14 @@ def smoke_unet(config: ConfigDict) -> None:
     config.model.head_dim = 0
     config.teacher.updates = 20
     config.teacher.batch = 16
-    config.ladder.batch = 16
-    config.ladder.updates = (10,)
-    config.ladder.start = 4
-    config.ladder.learning_rate = (1e-3,)
+    student = config[config.chain[-1]]
+    student.update(batch=16, warmup_updates=0)
+    for key, value in {"updates": 10, "learning_rate": 1e-3}.items():
+        student[key] = (value,) if isinstance(student[key], tuple) else value
+    small = {"start": 4, "pairs": 64, "teacher_steps": 2}
+    student.update({key: value for key, value in small.items() if key in student})
+    if "start" in student and "steps" in student:
+        student.steps = (2, 1)
     config.eval.teacher_steps = (4, 2, 1)
     config.eval.num_samples = 64
     config.eval.reference_steps = 16
