@@ -5,10 +5,13 @@ import functools
 import importlib
 import itertools
 import json
+import os
 import pathlib
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -280,3 +283,19 @@ def test_the_citation_is_of_this_version():
     assert found["version"] == pd_jax.__version__
     assert found["authors"]
     assert found["message"]
+
+
+@pytest.mark.slow
+def test_the_samplers_table_is_fresh():
+    made = subprocess.run(
+        [sys.executable, ROOT / "docs" / "samplers.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ).stdout
+    text = (ROOT / "docs" / "methods.md").read_text()
+    rows = {line.split("|")[1]: line for line in text.splitlines() if "|" in line}
+    for line in filter(None, made.splitlines()):
+        new, old = (re.findall(r"[0-9.]+", x) for x in (line, rows[line.split("|")[1]]))
+        assert list(map(float, new)) == pytest.approx(list(map(float, old)), rel=0.1)
