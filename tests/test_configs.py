@@ -25,7 +25,7 @@ def get(name, variant=""):
     return module(name)["get_config"](variant)
 
 
-AT_SCALE = [(n, m) for n in ("cifar10",) for m in module(n)["METHODS"]]
+AT_SCALE = [(n, m) for n in ("cifar10", "imagenet64") for m in module(n)["METHODS"]]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -206,6 +206,23 @@ def test_the_folder(found):
     assert found.flops == updates + found.evaluation
 
 
+def test_pairs_are_counted_with_what_their_teacher_takes(capsys):
+    config = configs.default("digits", "mlp", student="knowledge_distillation")
+    config.model.width = config.model.emb_ch = 8
+    config.model.num_blocks = 1
+    config.teacher.updates = config.student.updates = 10
+    config.student.update(pairs=1000, teacher_steps=6, steps=(2,))
+    config.student.teacher_sampler = "heun@quadratic"
+    costs = counted(config)
+    assert costs.pairs == 1000 * 6 * 2 * costs.forward
+    assert costs.pair_files == 1000 * 3 * 64 * 4
+    passes = costs.flops - costs.pairs - costs.evaluation
+    assert passes == sum(10 * cost.flops for cost in costs.trainings)
+    estimate.run(config, "pairs")
+    assert "768 kB of pairs" in capsys.readouterr().out
+    assert counted(small()).pairs == counted(small()).pair_files == 0
+
+
 def test_an_exact_teacher_costs_nothing_where_it_is_sampled():
     config = configs.default("ring2d", "mlp")
     config.teacher.exact = True

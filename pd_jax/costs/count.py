@@ -86,23 +86,26 @@ class Costs:
       forward: FLOP of a forward pass of one image.
       xla_forward: the same by XLA's count.
       trainings: of each training.
+      pairs: FLOP of the pairs that are made to learn from.
       evaluation: FLOP of all samples.
-      checkpoints, samples: bytes of the run's folder.
+      checkpoints, samples, pair_files: bytes of the run's folder.
     """
 
     num_weights: int
     forward: int
     xla_forward: float
     trainings: list[Cost]
+    pairs: int
     evaluation: int
     checkpoints: int
     samples: int
+    pair_files: int
 
     @property
     def flops(self) -> int:
         """FLOP of the whole run."""
         updates = [c.flops * sum(s.updates for s in c.stages) for c in self.trainings]
-        return sum(updates) + self.evaluation
+        return sum(updates) + self.pairs + self.evaluation
 
 
 class _Held(NamedTuple):
@@ -225,6 +228,21 @@ def _evaluations(setup: Setup) -> int:
     return ev.num_samples * each + ev.paired_samples * paired
 
 
+def _pairs(setup: Setup) -> tuple[int, int]:
+    """Forward passes of one image, and bytes, of the pairs to learn from."""
+    passes = size = 0
+    for training in setup.trainings:
+        method = training.method
+        if method.data == "pairs":
+            sampler = samplers.get(method.teacher_sampler or setup.config.eval.sampler)
+            if method.parts.exact is None:
+                passes += method.pairs * method.teacher_steps * sampler.evaluations
+            (steps,) = method.step_counts(training.stages[0])
+            places = method.pairs * (steps + 1)
+            size += places * num_bytes(_batch(training.dataset)["image"])
+    return passes, size
+
+
 def _folder(setup: Setup, costs: list[Cost]) -> tuple[int, int]:
     """Bytes of a run's checkpoints, of which a stage keeps two, and of its samples."""
     every, ev = setup.config.run.checkpoint_updates, setup.config.eval
@@ -291,14 +309,17 @@ def count(setup: Setup, num_devices: int) -> Costs:
     forward, xla_forward = forward_flops(setup, weights)
     trainings = [_cost(setup, t, num_devices) for t in setup.trainings]
     checkpoints, samples = _folder(setup, trainings)
+    passes, pair_files = _pairs(setup)
     return Costs(
         num_weights=sum(a.size for a in jax.tree.leaves(weights)),
         forward=forward,
         xla_forward=xla_forward,
         trainings=trainings,
+        pairs=forward * passes,
         evaluation=forward * _evaluations(setup),
         checkpoints=checkpoints,
         samples=samples,
+        pair_files=pair_files,
     )
 
 

@@ -176,6 +176,7 @@ def _time(costs: Costs, pace: float, num_chips: int) -> list[str]:
     return _grid(
         ("", "updates", "million images", "chip-hours", f"days on {num_chips}"),
         *rows,
+        *([row("pairs", costs.pairs)] if costs.pairs else []),
         row("evaluation", costs.evaluation),
         row("together", costs.flops),
     )
@@ -227,7 +228,8 @@ def table(
         *_chips(costs, num_chips, utilisation),
         "",
         f"disk: {_si(costs.checkpoints, 'B')} of checkpoints, "
-        f"{_si(costs.samples, 'B')} of samples; a checkpoint is",
+        + (f"{_si(costs.pair_files, 'B')} of pairs, " if costs.pair_files else "")
+        + f"{_si(costs.samples, 'B')} of samples; a checkpoint is",
         f"{each}, before compression; a stage keeps two",
         *NOTES,
     ]
