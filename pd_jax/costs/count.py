@@ -86,20 +86,20 @@ class Costs:
       forward: FLOP of a forward pass of one image.
       xla_forward: the same by XLA's count.
       trainings: of each training.
-      pairs: FLOP of the pairs that are made to learn from.
       evaluation: FLOP of all samples.
-      checkpoints, samples, pair_files: bytes of the run's folder.
+      checkpoints, samples: bytes of the run's folder.
+      pairs, pair_files: FLOP and bytes of the pairs that are made to learn from.
     """
 
     num_weights: int
     forward: int
     xla_forward: float
     trainings: list[Cost]
-    pairs: int
     evaluation: int
     checkpoints: int
     samples: int
-    pair_files: int
+    pairs: int = 0
+    pair_files: int = 0
 
     @property
     def flops(self) -> int:
@@ -315,10 +315,10 @@ def count(setup: Setup, num_devices: int) -> Costs:
         forward=forward,
         xla_forward=xla_forward,
         trainings=trainings,
-        pairs=forward * passes,
         evaluation=forward * _evaluations(setup),
         checkpoints=checkpoints,
         samples=samples,
+        pairs=forward * passes,
         pair_files=pair_files,
     )
 
