@@ -34,7 +34,7 @@ TRACT's are these.
 
 `:knowledge_distillation`, Luhman & Luhman 2021 (2101.02388): 25 epochs of 1 024 000
 pairs, of a teacher of 100 steps. Squared error, where theirs is absolute. The pairs
-take 2.4 chip-hours besides, 25 GB of disk, and three times that of memory when read.
+take 2.4 chip-hours besides, and 25 GB of disk and of memory.
 `:consistency_distillation`, Song et al. 2023 (2303.01469): 18 times, Heun's steps, no
 average in the target. The figures are theirs with LPIPS, which needs a file of weights:
 `student.loss="lpips"` and `perceptual.weights`; without, squared error of the data.

@@ -1,5 +1,7 @@
 """Pairs of noise and a teacher's samples: the same bits however they are made."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,17 @@ def test_the_same_bits_however_made(tmp_path):
         np.testing.assert_array_equal(other.images, whole.images)
         np.testing.assert_array_equal(other.noise, whole.noise)
     np.testing.assert_array_equal(fewer.images, whole.images[:310])
+
+
+@pytest.mark.parametrize("stops", [1, 2])
+def test_all_are_in_memory_once(tmp_path, stops):
+    make(tmp_path, num=6000, stops=stops)
+    tracemalloc.start()
+    made, _ = make(tmp_path, num=6000, stops=stops)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = made.images.nbytes + made.noise.nbytes + made.step.nbytes
+    assert size <= peak < 1.5 * size + 100_000
 
 
 def test_processes_share_them_out(tmp_path, monkeypatch):

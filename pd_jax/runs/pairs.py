@@ -64,22 +64,27 @@ def make(
             write_whole(path, content.getvalue())
     if count > 1:
         multihost_utils.sync_global_devices(os.fspath(folder))
-    parts = [
-        _read(folder / f"{part:06d}.npz", min(PART, num - start), stops)
-        for part, start in enumerate(starts)
-    ]
-    if any(part is None for part in parts):
-        raise OSError(f"{folder}: a part is not there, or damaged, after it was made")
-    whole = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    # Along each path: what every step leaves, and what it reaches.
-    path = [whole["noise"], *np.moveaxis(whole["path"], 1, 0), whole["image"]]
-    label = whole.get("label")
+    # Filled part by part: a data set this large is there once.
+    shape = stops, num, *teacher.shape
+    noise, images = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    labels = []
+    for part, start in enumerate(starts):
+        rows = slice(start, min(start + PART, num))
+        read = _read(folder / f"{part:06d}.npz", rows.stop - start, stops)
+        if read is None:
+            raise OSError(
+                f"{folder}: a part is not there, or damaged, after being made"
+            )
+        # Along each path: what every step leaves, and what it reaches.
+        path = [read["noise"], *np.moveaxis(read["path"], 1, 0), read["image"]]
+        noise[:, rows], images[:, rows] = path[:-1], path[1:]
+        labels += [read["label"]] if "label" in read else []
     # Samples that are not clipped may leave the bounds of pictures.
     return Pairs(
-        np.concatenate(path[1:]),
-        None if label is None else np.tile(label, stops),
+        images.reshape(-1, *teacher.shape),
+        np.tile(np.concatenate(labels), stops) if labels else None,
         kind=space.SIGNALS,
-        noise=np.concatenate(path[:-1]),
+        noise=noise.reshape(-1, *teacher.shape),
         step=np.repeat(np.arange(stops, 0, -1, dtype=np.int32), num),
     )
 
