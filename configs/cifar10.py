@@ -24,7 +24,6 @@ the peak (`--mode=estimate`); FID as published, with 1 and 2 steps:
     consistency_distillation  512 x 800 000     3.55, 2.93   27.9 GB     104   58.6
     consistency_training      128 x 200 000     3.86, 2.15    7.4 GB    17.4   2.44
     tract                     256 x 375 000     5.02         13.1 GB    43.5   11.4
-    trajectory                256 x  50 000     below        31.3 GB     383   13.4
     shortcut                   64 x 410 000     none          4.9 GB    10.9   3.13
     imitation                 128 x 100 000     none          6.7 GB    17.4   1.22
 
@@ -42,9 +41,6 @@ average in the target. The figures are theirs with LPIPS, which needs a file of 
 `:consistency_training`, easy consistency tuning, Geng et al. 2024 (2406.14548).
 `:tract`, Berthelot et al. 2023 (2303.04248): 1024 to 32 to 1 steps, 96 million images,
 averages by the rule of their code.
-`:trajectory`, Kim et al. 2023 (2310.02279): their first part, up to 17 of Heun's steps,
-here drawn evenly, LPIPS as above. Their 1.98 and 1.87 are with a critic, which is not
-here. Two cores compiled the step in 14 minutes, 4 with `student.teacher_steps=1`.
 `:shortcut`, Frans et al. 2024 (2410.12557): their CelebA settings, from the teacher's
 weights, where they start anew.
 `:imitation`: the ladder's learning rate; no paper has it at this scale.
@@ -102,20 +98,6 @@ def _tract(student: ConfigDict) -> None:
     student.steps = (32, 1)
 
 
-def _trajectory(student: ConfigDict) -> None:
-    student.batch = 256
-    student.updates = 50_000
-    student.learning_rate = 4e-4
-    student.ema = 0.999
-    student.weighting = "constant"
-    student.grid = 17
-    student.teacher_steps = 17
-    student.solver = "heun"
-    student.average = 0.999
-    student.compare = "data"
-    student.steps = (2, 1)
-
-
 def _shortcut(student: ConfigDict) -> None:
     student.batch = 64
     student.updates = 410_000
@@ -144,7 +126,6 @@ METHODS = {
     "knowledge_distillation": _knowledge_distillation,
     "shortcut": _shortcut,
     "tract": _tract,
-    "trajectory": _trajectory,
 }
 
 

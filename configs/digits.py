@@ -85,6 +85,29 @@ def _knowledge_distillation(student: ConfigDict) -> None:
     student.ema = 0.99
 
 
+def _continuous_consistency(student: ConfigDict) -> None:
+    student.updates = 4000
+    student.learning_rate = 2e-3
+    student.time_mean = 0.0
+    student.time_std = 1.6
+    student.normalized = False
+    student.tangent_warmup = 500
+    student.decay = "linear"
+    student.ema = 0.99
+
+
+def _mean_flow(student: ConfigDict) -> None:
+    student.updates = 4000
+    student.learning_rate = 2e-3
+    student.time_mean = 0.0
+    student.time_std = 1.6
+    student.same = 0.25
+    student.own_velocity = True
+    student.power = 0.0
+    student.decay = "linear"
+    student.ema = 0.99
+
+
 def _shortcut(student: ConfigDict) -> None:
     student.updates = 4000
     student.learning_rate = 2e-3
@@ -119,9 +142,11 @@ METHODS = {
     "boot": _boot,
     "consistency_distillation": _consistency_distillation,
     "consistency_training": _consistency_training,
+    "continuous_consistency": _continuous_consistency,
     "diff_instruct": _diff_instruct,
     "imitation": _imitation,
     "knowledge_distillation": _knowledge_distillation,
+    "mean_flow": _mean_flow,
     "shortcut": _shortcut,
     "tract": _tract,
     "trajectory": _trajectory,
@@ -137,6 +162,8 @@ def get_config(variant: str = ""):
     config.teacher.weighting = "snr_plus_1"
     config.teacher.dropout = 0.1
     config.teacher.ema = 0.99
+    if method in ("continuous_consistency", "mean_flow"):
+        config.model.time_scale = 10.0  # whose derivative by time is learnt from
     METHODS.get(method, _progressive)(config[config.chain[-1]])
     config.run.checkpoint_updates = 1000
     config.run.substeps = 10  # a loop without convolutions is fast on CPU too

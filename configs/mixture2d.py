@@ -92,6 +92,29 @@ def _knowledge_distillation(student: ConfigDict) -> None:
     student.ema = 0.99
 
 
+def _continuous_consistency(student: ConfigDict) -> None:
+    student.batch = 512
+    student.updates = 3000
+    student.time_mean = 0.0
+    student.time_std = 1.6
+    student.normalized = False
+    student.tangent_warmup = 500
+    student.decay = "linear"
+    student.ema = 0.99
+
+
+def _mean_flow(student: ConfigDict) -> None:
+    student.batch = 512
+    student.updates = 3000
+    student.time_mean = 0.0
+    student.time_std = 1.6
+    student.same = 0.25
+    student.own_velocity = True
+    student.power = 0.0
+    student.decay = "linear"
+    student.ema = 0.99
+
+
 def _shortcut(student: ConfigDict) -> None:
     student.batch = 512
     student.updates = 6000
@@ -127,9 +150,11 @@ METHODS = {
     "boot": _boot,
     "consistency_distillation": _consistency_distillation,
     "consistency_training": _consistency_training,
+    "continuous_consistency": _continuous_consistency,
     "diff_instruct": _diff_instruct,
     "imitation": _imitation,
     "knowledge_distillation": _knowledge_distillation,
+    "mean_flow": _mean_flow,
     "shortcut": _shortcut,
     "tract": _tract,
     "trajectory": _trajectory,
@@ -141,6 +166,8 @@ def get_config(variant: str = ""):
     config = default("ring2d", "mlp", **({"student": method} if method else {}))
     config.model.width = 128
     config.teacher.exact = True
+    if method in ("continuous_consistency", "mean_flow"):
+        config.model.time_scale = 10.0  # whose derivative by time is learnt from
     METHODS.get(method, _progressive)(config[config.chain[-1]])
     config.eval.clip = False  # the ring's points leave [-1, 1]
     config.eval.paired_samples = 4000

@@ -28,9 +28,11 @@ COUNTS = {
     "boot": [1],
     "consistency_distillation": [4, 2, 1],
     "consistency_training": [4, 2, 1],
+    "continuous_consistency": [4, 2, 1],
     "diff_instruct": [1],
     "imitation": [4, 2, 1],
     "knowledge_distillation": [1],
+    "mean_flow": [4, 2, 1],
     "shortcut": [4, 2, 1],
     "tract": [2, 1],
     "trajectory": [4, 2, 1],
@@ -38,15 +40,18 @@ COUNTS = {
 SAMPLERS = dict.fromkeys(COUNTS, "ddim") | {
     "consistency_distillation": "consistency",
     "consistency_training": "consistency",
-    **dict.fromkeys(("boot", "shortcut", "trajectory"), "path"),
+    "continuous_consistency": "consistency",
+    **dict.fromkeys(("boot", "mean_flow", "shortcut", "trajectory"), "path"),
 }
 TITLES = {
     "boot": "BOOT",
     "consistency_distillation": "Consistency distillation",
     "consistency_training": "Consistency training",
+    "continuous_consistency": "Continuous-time consistency",
     "diff_instruct": "Diff-Instruct",
     "imitation": "Imitation",
     "knowledge_distillation": "Knowledge distillation",
+    "mean_flow": "MeanFlow",
     "shortcut": "Shortcut models",
     "tract": "TRACT",
     "trajectory": "Consistency trajectory models",
@@ -85,7 +90,8 @@ def test_its_cost_is_known_before(name, method, capsys):
     costs = count.count(setup, 2)
     cost, student = costs.trainings[-1], setup.trainings[-1].method
     # An exact teacher costs nothing; an input needs no gradient.
-    asked = 2 + (name == "mixture2d") + (method == "diff_instruct")
+    free = getattr(student, "teacher_steps", 1) if name == "mixture2d" else 0
+    asked = 2 + free + (method == "diff_instruct")
     passes = cost.flops / cost.batch / costs.forward
     # To a miniature's passes a second time's embedding adds something.
     most = student.forwards * (1.25 if SAMPLERS[method] == "path" else 1.0)

@@ -26,6 +26,9 @@ def time_input(logsnr: jax.Array, kind: str) -> jax.Array:
     registry.check(kind, LOGSNR_INPUTS, "model.logsnr_input_type")
     if kind == "inv_cos":
         clipped = jnp.clip(logsnr, -20.0, 20.0)
+        # A derivative at the schedule's ends is that within.
+        within = logsnr + jax.lax.stop_gradient(clipped - logsnr)
+        clipped = jnp.where(jnp.abs(logsnr) < 20.1, within, clipped)
         return jnp.arctan(jnp.exp(-0.5 * clipped)) / (0.5 * math.pi)
     return (logsnr + 10.0) / 20.0 if kind == "linear" else jax.nn.sigmoid(logsnr)
 
