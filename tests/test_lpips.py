@@ -1,5 +1,7 @@
 """LPIPS: the distance, its files, and what it is used for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -208,8 +210,10 @@ def test_the_loss_is_of_what_predictions_point_at(file):
 
 def test_what_lacks_is_refused(file):
     config = config_of("")
-    with pytest.raises(Refused, match=r'student.loss="lpips", but perceptual\.weights'):
-        setup.build(config)
+    says = r'student.loss="lpips", but perceptual\.weights'
+    for make in (setup.build, functools.partial(setup.sketch, num_devices=1)):
+        with pytest.raises(Refused, match=says):
+            make(config)
     config = config_of(file)
     config.perceptual.size = 31
     with pytest.raises(Refused, match=r"perceptual\.size=31: must be at least 32"):

@@ -364,6 +364,11 @@ def _check_training(config: ConfigDict, name: str, num_devices: int) -> None:
             f"{name}.plateau={section.plateau} needs checks: give "
             f"{name}.check_updates, the updates between two of them"
         )
+    if section.get("loss") == "lpips" and not config.perceptual.weights:
+        raise Refused(
+            f'{name}.loss="lpips", but perceptual.weights is empty: give a file of '
+            "LPIPS weights"
+        )
     parts = num_devices * section.microbatches
     if section.batch % parts:
         below = section.batch // parts * parts

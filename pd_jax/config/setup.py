@@ -234,16 +234,6 @@ def _check_data(config: ConfigDict, dataset: Dataset) -> None:
             "the network's weights in eval.inception"
         )
     _check_numbers(config, dataset)
-    by_lpips = [
-        section
-        for section in configs.planned_names(config)
-        if config[section].get("loss") == "lpips"
-    ]
-    if by_lpips and not config.perceptual.weights:
-        raise Refused(
-            f'{by_lpips[0]}.loss="lpips", but perceptual.weights is empty: give a file '
-            "of LPIPS weights"
-        )
     files = {
         "eval.inception": ev.inception,
         "perceptual.weights": config.perceptual.weights,
