@@ -108,6 +108,14 @@ def _mean_flow(student: ConfigDict) -> None:
     student.ema = 0.99
 
 
+def _rectified_flow(student: ConfigDict) -> None:
+    student.updates = 6000
+    student.learning_rate = 2e-3
+    student.pairs = 20_000
+    student.decay = "linear"
+    student.ema = 0.99
+
+
 def _shortcut(student: ConfigDict) -> None:
     student.updates = 4000
     student.learning_rate = 2e-3
@@ -147,6 +155,7 @@ METHODS = {
     "imitation": _imitation,
     "knowledge_distillation": _knowledge_distillation,
     "mean_flow": _mean_flow,
+    "rectified_flow": _rectified_flow,
     "shortcut": _shortcut,
     "tract": _tract,
     "trajectory": _trajectory,

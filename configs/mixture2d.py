@@ -116,6 +116,14 @@ def _mean_flow(student: ConfigDict) -> None:
     student.ema = 0.99
 
 
+def _rectified_flow(student: ConfigDict) -> None:
+    student.batch = 512
+    student.updates = 6000
+    student.teacher_sampler = "heun"
+    student.decay = "linear"
+    student.ema = 0.99
+
+
 def _shortcut(student: ConfigDict) -> None:
     student.batch = 512
     student.updates = 6000
@@ -156,6 +164,7 @@ METHODS = {
     "imitation": _imitation,
     "knowledge_distillation": _knowledge_distillation,
     "mean_flow": _mean_flow,
+    "rectified_flow": _rectified_flow,
     "shortcut": _shortcut,
     "tract": _tract,
     "trajectory": _trajectory,

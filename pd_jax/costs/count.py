@@ -235,11 +235,15 @@ def _pairs(setup: Setup) -> tuple[int, int]:
         method = training.method
         if method.data == "pairs":
             sampler = samplers.get(method.teacher_sampler or setup.config.eval.sampler)
-            if method.parts.exact is None:
-                passes += method.pairs * method.teacher_steps * sampler.evaluations
-            (steps,) = method.step_counts(training.stages[0])
-            places = method.pairs * (steps + 1)
-            size += places * num_bytes(_batch(training.dataset)["image"])
+            made = len(training.stages) - (method.parts.exact is not None)
+            each = method.teacher_steps * sampler.evaluations
+            passes += made * method.pairs * each
+            places = method.pairs * (method.places + 1)
+            size += (
+                len(training.stages)
+                * places
+                * num_bytes(_batch(training.dataset)["image"])
+            )
     return passes, size
 
 

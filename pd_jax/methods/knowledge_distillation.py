@@ -21,9 +21,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pd_jax import arcs, samplers
+from pd_jax import arcs
 from pd_jax.diffusion import expand, predict
-from pd_jax.methods._single import Compared
+from pd_jax.methods._paired import Paired
 from pd_jax.runtime.errors import Refused
 from pd_jax.training.method import on_grid, setting
 from pd_jax.training.stage import Stage
@@ -31,41 +31,28 @@ from pd_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class Method(Compared):
+class Method(Paired):
     """Knowledge distillation.
 
     Attributes:
-      steps: sampling steps of the student: one number.
-      pairs: how many are made, before the first update; kept in the run's folder.
-      teacher_steps: sampling steps of the teacher for each; a multiple of the
-        student's.
-      teacher_sampler: its sampler; "" for the config's.
+      steps: sampling steps of the student: one number, of which `teacher_steps` is a
+        multiple.
     """
 
     steps: tuple[int, ...] = setting((1,), least=1)
-    pairs: int = setting(100_000, least=1, below=2**31)
-    teacher_steps: int = setting(64, least=1, below=2**23)
-    teacher_sampler: str = ""
 
-    data = "pairs"
-    taught = False  # but by its pairs
-    sampler = "ddim"
-    forwards = 3  # beside pairs x teacher_steps before
+    @property
+    def places(self) -> int:
+        """Where each step lands."""
+        return self.steps[0]
 
     def plan(self, teacher_steps: int = 0) -> list[Stage]:
         """One stage."""
         name = self.parts.name
-        if self.teacher_sampler:
-            samplers.get(self.teacher_sampler)
         if len(self.steps) != 1 or self.teacher_steps % self.steps[0]:
             raise Refused(
                 f"{name}.steps={self.steps}: one number of steps, of which "
                 f"{name}.teacher_steps={self.teacher_steps} is a multiple"
-            )
-        if self.check_updates:
-            raise Refused(
-                f"{name}.check_updates={self.check_updates}: no pairs are held back "
-                "to measure on; give 0"
             )
         return super().plan()
 

@@ -269,7 +269,7 @@ class _Run:
     def _pairs(self, training: Training, stage: Stage) -> Pairs:
         """The pairs that a stage learns from, by the method's keys."""
         method, params = training.method, None
-        if method.parts.exact is None:
+        if method.parts.exact is None or stage is not training.stages[0]:
             params = self.stages.given(training, stage)[TEACHER]
         teacher = self.evaluation.student(params)
         if method.teacher_sampler:
@@ -285,9 +285,11 @@ class _Run:
             self.setup.data_of(stage)[1],
             method.pairs,
             method.teacher_steps,
-            jax.random.fold_in(training.start_key, PAIRS),
+            jax.random.fold_in(
+                training.start_key, PAIRS + training.stages.index(stage)
+            ),
             advance,
-            method.step_counts(stage)[0],
+            method.places,
         )
 
     def _train(self, training: Training, stage: Stage) -> None:

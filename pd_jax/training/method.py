@@ -114,7 +114,8 @@ class Method(Protocol):
       data: what it is fed: "images", batches {"image": [B, ...], "label": [B]}; or
         "places", batches {"place": [B]} with labels as often as the data has them; or
         "pairs", batches of images with the "noise" [B, ...] that a teacher made them
-        of, by the method's keys `pairs`, `teacher_steps` and `teacher_sampler`.
+        of, by the method's keys `pairs`, `teacher_steps` and `teacher_sampler`; and
+        `places` [int] of the path are kept, data last.
       sampler: its student's, one of `pd_jax.samplers`; "" for the config's.
     """
 
