@@ -10,11 +10,12 @@ students 0.88, 0.82, 0.80, 0.78, 0.77; teacher 17, 4.8, 2.0, 1.2, 0.88, and 0.67
 has a lower distance (0.48 with model.emb_ch=256, after 3000 updates without it) and is
 harder to distil.
 
-The same teacher in other ways: variant `:consistency_distillation`, 1.5 minutes, 0.68,
+The same teacher in other ways: variant `:consistency_distillation`, 1.5 minutes, 0.67,
 0.84 and 1.03 with 1, 2 and 4 steps; variant `:diff_instruct`, 3.4 minutes, 1.01 with
-one. Seeds 0 and 1, on a GPU: `:consistency_training` 0.94 and 0.92 with one step, 0.51
-with two; `:boot` 1.01 and 1.06; `:shortcut` 1.55 and 1.60, 0.51 and 0.52 with four;
-`:tract` 0.95 with one, seed 1.
+one; `:continuous_consistency`, 0.97 with one. Seeds 0 and 1, on a GPU:
+`:consistency_training` 0.94 and 0.92 with one step, 0.51 with two; `:boot` 1.01 and
+1.06; `:shortcut` 1.55 and 1.60, 0.51 and 0.52 with four; `:tract` 0.95 with one, seed
+1. Others are not measured.
 
 Variant `:smoke`, or `:METHOD:smoke`: everything in seconds, for a look at the files,
 not at quality.
