@@ -61,10 +61,10 @@ def gaussian(z, phi, end, std):
     return (np.cos(phi - end) - ways[1] / ways[0]) / np.sin(phi - end) * z
 
 
-def losses_of(name, exact, off=0.0, num=16, std=0.5, **kw):
+def losses_of(name, exact, num=16, std=0.5, **kw):
     parts = Parts("student", Exact(exact), WHOLE, Optimizer(), (2,), exact)
     method = methods.get(name).Method(parts, **{"power": 0.0} | kw)
-    weights = {"off": jnp.float64(off)}
+    weights = {"off": jnp.float64(0.0)}
     stage = Stage("student", 0, 1, 10, 1e-2)
     begun = {"model": weights, "teacher": weights}
     state = method.begin(begun, stage, jax.random.key(0))
@@ -74,8 +74,7 @@ def losses_of(name, exact, off=0.0, num=16, std=0.5, **kw):
     def losses(weights):
         return method.losses(state, weights, {"image": jnp.asarray(x)}, keys)
 
-    found, grads = jax.jit(lambda w: (losses(w), jax.jacobian(losses)(w)))(weights)
-    return np.asarray(found), np.asarray(grads["off"])
+    return losses, weights
 
 
 def test_the_exact_maps_are_those_of_gaussians():
@@ -103,24 +102,28 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("name", "kw"), KINDS)
-@pytest.mark.parametrize("std", [0.5, 1.0, 2.0, "mixture"])
+@pytest.mark.parametrize("std", [0.5, 1.0, "mixture"])
 def test_the_exact_map_has_no_residual(name, kw, std):
     exact = MIXTURE if std == "mixture" else analytic.gaussian(0.0, std)
     with jax.enable_x64(True):
-        found, _ = losses_of(name, exact, velocity="teacher", **kw)
-        assert np.max(found) < 1e-12
-        found, _ = losses_of(name, exact, 0.1, velocity="teacher", **kw)
-        assert np.mean(found > 1e-6) > 0.9
+        losses, weights = losses_of(name, exact, velocity="teacher", **kw)
+        losses = jax.jit(losses)
+        assert np.max(losses(weights)) < 1e-12
+        assert np.mean(losses({"off": weights["off"] + 0.1}) > 1e-6) > 0.9
 
 
 @pytest.mark.parametrize(("name", "kw"), KINDS[:3])
 def test_from_data_the_exact_map_is_the_fixed_point_in_the_mean(name, kw):
     exact = analytic.gaussian(0.0, 0.5)
     with jax.enable_x64(True):
-        _, grads = losses_of(name, exact, num=4000, velocity="data", **kw)
-        assert abs(np.mean(grads)) < 4 * np.std(grads) / np.sqrt(len(grads))
-        _, grads = losses_of(name, exact, 0.3, num=4000, velocity="data", **kw)
-        assert abs(np.mean(grads)) > 6 * np.std(grads) / np.sqrt(len(grads))
+        losses, weights = losses_of(name, exact, num=4000, velocity="data", **kw)
+        gradients = jax.jit(jax.jacobian(losses))
+        at, off = (
+            np.asarray(gradients({"off": weights["off"] + by})["off"])
+            for by in (0.0, 0.3)
+        )
+        assert abs(np.mean(at)) < 4 * np.std(at) / np.sqrt(len(at))
+        assert abs(np.mean(off)) > 6 * np.std(off) / np.sqrt(len(off))
 
 
 def test_the_tangent_grows_over_its_warmup():
@@ -128,10 +131,10 @@ def test_the_tangent_grows_over_its_warmup():
     exact = analytic.gaussian(0.0, 0.5)
     kw = {"normalized": False, "velocity": "teacher"}
     with jax.enable_x64(True):
-        found = [
-            losses_of("continuous_consistency", exact, tangent_warmup=n, **kw)[0]
-            for n in (0, 1, 2, 4)
-        ]
+        found = []
+        for n in (0, 1, 2, 4):
+            given = losses_of("continuous_consistency", exact, tangent_warmup=n, **kw)
+            found.append(np.asarray(jax.jit(given[0])(given[1])))
     # At the exact map the rest of equation 1 is what is left out of it.
     np.testing.assert_allclose(found[1], found[0], atol=1e-12)
     np.testing.assert_allclose(found[3], found[2] * (0.75 / 0.5) ** 2, rtol=1e-5)

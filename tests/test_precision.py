@@ -121,7 +121,7 @@ def test_a_state_keeps_float32_but_for_the_teacher():
 def test_auto_goes_by_the_device(precision, platform, found):
     config = described(precision=precision)
     dataset = setup.data.describe("digits")
-    assert setup._model(config, dataset, platform).dtype == found
+    assert setup._model(config, {"data": dataset}, platform).dtype == found
 
 
 def test_unknown_precision_and_attention_are_refused():

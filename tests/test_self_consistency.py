@@ -42,7 +42,7 @@ def of_gaussian(workdir, denoise=None, **changes):
     config.run.eval_batch = 16
     setup = build(config)
     denoise = denoise or analytic.gaussian(MEAN, STD)
-    setup.dataset = dataclasses.replace(setup.dataset, denoise=denoise)
+    setup.datasets = {"data": dataclasses.replace(setup.dataset, denoise=denoise)}
     setup.model = Model(Function(flow), "x")
     return SelfConsistency(setup, workdir, Evaluation(setup, workdir)), setup
 

@@ -22,9 +22,10 @@ def parse(variant: str, *methods: str) -> tuple[str, bool]:
     Raises:
       Refused: for an unknown variant, listing the known ones.
     """
-    known = ["", SMOKE, *methods, *(f"{method}:{SMOKE}" for method in methods)]
-    registry.check(variant, known, "variant")
     method, _, size = variant.partition(":")
+    registry.check(method, ("", SMOKE, *methods), "variant")
+    sizes = ("", SMOKE) if method in methods else ("",)
+    registry.check(size, sizes, f'variant, after "{method}:",')
     return ("", True) if method == SMOKE else (method, size == SMOKE)
 
 
