@@ -162,7 +162,9 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("second", [False, True])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dit", "unet"))]
+)
 def test_a_networks_derivative_is_the_limit_of_differences(name, second, cosine):
     # Norms and attention of the other two are of float32.
     size, bound = (1e-6, 1e-6) if name == "mlp" else (3e-3, 2e-3)

@@ -206,6 +206,7 @@ def test_the_folder(found):
     assert found.flops == updates + found.evaluation
 
 
+@pytest.mark.slow
 def test_pairs_are_counted_with_what_their_teacher_takes(capsys):
     config = configs.default("digits", "mlp", student="knowledge_distillation")
     config.model.width = config.model.emb_ch = 8

@@ -66,6 +66,7 @@ def test_its_students_are_read(folder):
         pd_jax.load(folder, 1)
 
 
+@pytest.mark.slow
 def test_its_run_goes_on_to_the_same_rows_by_its_own_config_and_flags(folder):
     config = folder.parent / "mine.py"
     config.write_text(CONFIG)

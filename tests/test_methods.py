@@ -68,7 +68,7 @@ def method_of(name, cosine, optimizer=None, exact=None, **kw):
 
 def of_each_kind():
     """All methods; beside one of each kind they are slow tests."""
-    kinds = ("standard", "progressive", "consistency_distillation", "diff_instruct")
+    kinds = ("standard", "progressive", "consistency_distillation")
     return [
         pytest.param(name, marks=() if name in kinds else pytest.mark.slow)
         for name in methods.known()

@@ -300,6 +300,7 @@ METRIC = Metric(
 """
 
 
+@pytest.mark.slow
 def test_a_metric_is_added_as_one_file(tmp_path, monkeypatch):
     (tmp_path / "brightness.py").write_text(MEAN)
     monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])

@@ -52,6 +52,7 @@ def test_a_ladder_learns_from_what_its_section_names(files):
         chex.assert_trees_all_equal(batch["image"], np.full((8, 4, 4, 1), level, "f4"))
 
 
+@pytest.mark.slow
 def test_stopped_and_gone_on_with_the_same_bits(files, capsys):
     api.run(chained(), "whole", "run")
     assert "40 examples, 30 of more of shape (4, 4, 1)" in capsys.readouterr().out

@@ -64,6 +64,7 @@ def test_times_of_the_improved_recipe():
     np.testing.assert_allclose(share, whole / np.sum(whole), atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_round_learns_from_the_samples_of_the_one_before(tmp_path):
     config = default("ring2d", "mlp", student="rectified_flow")
     changes = {

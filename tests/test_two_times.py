@@ -263,7 +263,9 @@ def test_only_the_last_prediction_of_jumps_is_clipped(cosine):
     assert all(until is not None for until in seen)
 
 
-@pytest.mark.parametrize("name", models.known())
+@pytest.mark.parametrize(
+    "name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dit", "unet"))]
+)
 def test_weights_that_know_a_second_time(name):
     model, shape = Model(models.get(name), "v"), (8, 8, 3)
     plain = jax.jit(model.init, static_argnums=1)(jax.random.key(0), shape)
