@@ -46,6 +46,7 @@ def stopped(tmp_path_factory):
             api.run(tiny(), folder / "student", "tiny")
     shutil.copytree(folder / "student", folder / "teacher")
     shutil.rmtree(folder / "teacher" / "checkpoints" / STUDENT)
+    shutil.rmtree(folder / "teacher" / "evaluation")
     return folder
 
 

@@ -393,8 +393,14 @@ def test_miniatures_are_estimated_and_nothing_written(call, name):
     check_printed(f"{name}:smoke", *call(flag))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["imagenet64", "image_folder", "photos32"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("imagenet64", marks=pytest.mark.slow),
+        pytest.param("image_folder", marks=pytest.mark.slow),
+        pytest.param("photos32", marks=pytest.mark.long),
+    ],
+)
 def test_configs_are_estimated_without_their_data(call, name):
     flag, _ = runs(name)
     check_printed(name, *call(flag))

@@ -343,7 +343,7 @@ def test_imitation_has_the_gradient_of_training_on_data_without_its_variance():
         assert found == pytest.approx(0.0, abs=1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_imitation_beside_training_on_data_on_the_digits(capsys):
     runpy.run_path(str(IMITATION))["main"](0, 160, 200, 512)
     lines = [

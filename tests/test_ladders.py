@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
-SLOW = ("imagenet64", "photos32")  # with labels; on real pictures. The others are alike
+SLOW = ("imagenet64",)  # with labels; the others are alike
 
 
 def run(config, workdir):

@@ -67,10 +67,15 @@ def method_of(name, cosine, optimizer=None, exact=None, **kw):
 
 
 def of_each_kind():
-    """All methods; beside one of each kind they are slow tests."""
-    kinds = ("standard", "progressive", "consistency_distillation")
+    """All methods; one of each kind is a short test or a slow one, others long."""
+    short = ("standard", "progressive", "consistency_distillation")
+    slow = ("boot", "diff_instruct", "knowledge_distillation", "mean_flow")
+
+    def marks(name):
+        return pytest.mark.slow if name in slow else pytest.mark.long
+
     return [
-        pytest.param(name, marks=() if name in kinds else pytest.mark.slow)
+        pytest.param(name, marks=() if name in short else marks(name))
         for name in methods.known()
     ]
 
